@@ -1,0 +1,81 @@
+// Package house holds the tests that keep the whole project in order.
+package house
+
+import (
+	"encoding/json"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "nixbastion/"
+
+// mayImport says which of the project's packages each may import, test files
+// aside. A package that is not listed here may import nothing of the project:
+// adding one is a decision, and this is where it shows.
+var mayImport = map[string][]string{
+	"cmd/nixbastion": {"policy", "proxy"},
+	"proxy": {"cache", "policy", "proxy/upstream", "route",
+		"internal/nix", "internal/nix/nar", "internal/nix/worker"},
+	"proxy/upstream":         {"policy", "internal/nix", "internal/nix/worker"},
+	"route":                  {},
+	"cache":                  {"internal/nix", "internal/nix/nar"},
+	"policy":                 {},
+	"internal/nix":           {},
+	"internal/nix/wire":      {"internal/nix"},
+	"internal/nix/nar":       {},
+	"internal/nix/worker":    {"internal/nix", "internal/nix/wire", "internal/nix/nar"},
+	"internal/nix/storetest": {"internal/nix", "internal/nix/nar"},
+	"internal/vectors":       {"internal/nix", "internal/nix/wire", "internal/nix/nar", "internal/nix/worker"},
+	"internal/testbed":       {},
+	"internal/demo":          {"internal/testbed"},
+	"internal/bench":         {"internal/testbed"},
+}
+
+// onlyIn names packages from outside that one package of ours alone may import,
+// so that they can be replaced in one place.
+var onlyIn = map[string]string{
+	"github.com/gliderlabs/ssh": "proxy",
+	"gopkg.in/yaml.v3":          "policy",
+	"go.etcd.io/bbolt":          "cache",
+}
+
+type goPackage struct {
+	ImportPath string
+	Imports    []string
+}
+
+func packages(t *testing.T) []goPackage {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", module+"...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var all []goPackage
+	for dec := json.NewDecoder(strings.NewReader(string(out))); dec.More(); {
+		var p goPackage
+		if err := dec.Decode(&p); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+	return all
+}
+
+// Guards against arrows between packages that turn the house into a knot: route
+// must know no connection, the cache no client, the policy nobody.
+func TestImportsRunOneWay(t *testing.T) {
+	for _, p := range packages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		for _, imp := range p.Imports {
+			ours, isOurs := strings.CutPrefix(imp, module)
+			if isOurs && !slices.Contains(mayImport[name], ours) {
+				t.Errorf("%s imports %s; if that is right, say so in mayImport", name, ours)
+			}
+			if owner := onlyIn[imp]; owner != "" && owner != name {
+				t.Errorf("%s imports %s, which is for %s alone", name, imp, owner)
+			}
+		}
+	}
+}
