@@ -1,0 +1,78 @@
+package route
+
+import "time"
+
+// Builder is what the router knows of a builder. The router keeps the slices
+// and the map: do not change them afterwards.
+type Builder struct {
+	// Name is unique. It breaks ties and is what people read.
+	Name string
+	// Systems has the speed of each system that the builder runs, as a factor to
+	// SpeedFactor: an emulated system may have 0.1. 0 or less means 1.
+	Systems map[string]float64
+	// Features are supported; MandatoryFeatures are too, and a request that does
+	// not require all of them is not for this builder.
+	Features          []string
+	MandatoryFeatures []string
+	// MaxJobs is the number of builds at once. 0 or less: it takes none.
+	MaxJobs int
+	// SpeedFactor is the speed against other builders. 0 or less means 1.
+	SpeedFactor float64
+	// Domains are those that may use the builder and learn that it exists. None
+	// means nobody.
+	Domains []string
+}
+
+// speed is how fast the builder runs builds of a system, 1 being usual.
+func (b *Builder) speed(system string) float64 {
+	return orOne(b.SpeedFactor) * orOne(b.Systems[system])
+}
+
+// orOne reads a factor as Nix does: what says nothing means 1.
+func orOne(factor float64) float64 {
+	if factor > 0 {
+		return factor
+	}
+	return 1
+}
+
+// place is a builder with what happens there now. Guarded by Router.mu.
+type place struct {
+	Builder
+	// index is the place in Router.places, which is its bit in every bitset of
+	// builders; -1 once the builder is removed and only its leases are left.
+	index int
+	busy  int
+	health
+}
+
+func (p *place) removed() bool { return p.index < 0 }
+
+func (p *place) free() bool { return p.up() && p.busy < p.MaxJobs }
+
+// health is why a builder gets no builds although it is configured. The two
+// causes are independent: a connection that comes up does not end a suspension.
+type health struct {
+	down       bool
+	downReason string
+	// until is the end of the suspension; zero if there is none.
+	until         time.Time
+	suspendReason string
+}
+
+func (h *health) up() bool { return !h.down && h.until.IsZero() }
+
+// trouble says for people why the builder is not up.
+func (h *health) trouble() string {
+	if h.down {
+		return withReason("down", h.downReason)
+	}
+	return withReason("suspended until "+h.until.UTC().Format("15:04:05 MST"), h.suspendReason)
+}
+
+func withReason(state, reason string) string {
+	if reason == "" {
+		return state
+	}
+	return state + ": " + reason
+}

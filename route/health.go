@@ -1,0 +1,103 @@
+package route
+
+import (
+	"slices"
+	"time"
+)
+
+// serves reports whether a domain may use the builder.
+func (p *place) serves(domain string) bool { return slices.Contains(p.Domains, domain) }
+
+// SetUp says whether a builder can be reached, and if not why, for people. A new
+// builder counts as up. Leases there are not touched. An unknown name is ignored.
+func (r *Router) SetUp(builder string, up bool, reason string) {
+	r.setHealth(builder, func(h *health) {
+		h.down, h.downReason = !up, reason
+		if up {
+			h.downReason = ""
+		}
+	})
+}
+
+// Suspend keeps new builds from a builder until a time, and says why, for people.
+// A time that is not in the future ends a suspension. An unknown name is ignored.
+func (r *Router) Suspend(builder, reason string, until time.Time) {
+	r.setHealth(builder, func(h *health) { h.until, h.suspendReason = until, reason })
+}
+
+func (r *Router) setHealth(builder string, set func(*health)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.byName[builder]
+	if p == nil || p.removed() {
+		return
+	}
+	before := p.health
+	set(&p.health)
+	if p.health != before {
+		r.noteHealth(p)
+		r.settle()
+	}
+}
+
+func (r *Router) noteHealth(p *place) {
+	r.noteState(p)
+	r.stirred.add(p.index)
+}
+
+func (r *Router) endSuspensions(now time.Time) {
+	for _, p := range r.places {
+		if !p.until.IsZero() && !p.until.After(now) {
+			p.until, p.suspendReason = time.Time{}, ""
+			r.noteHealth(p)
+		}
+	}
+}
+
+// Recheck does what has become due: it ends suspensions, and the wait of requests
+// whose patience is over. The router calls it itself when time.Now says so.
+func (r *Router) Recheck() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.wakeAt = time.Time{}
+	r.settle()
+}
+
+// arm sets the timer to what is due next.
+func (r *Router) arm(now time.Time) {
+	due := r.nextDue()
+	if due.Equal(r.wakeAt) {
+		return
+	}
+	if r.timer != nil {
+		r.timer.Stop()
+	}
+	r.wakeAt = due
+	if !due.IsZero() {
+		r.timer = time.AfterFunc(due.Sub(now), r.Recheck)
+	}
+}
+
+// nextDue is when Recheck has something to do, zero if never.
+func (r *Router) nextDue() time.Time {
+	var due time.Time
+	sooner := func(t time.Time) {
+		if due.IsZero() || t.Before(due) {
+			due = t
+		}
+	}
+	for _, p := range r.places {
+		if !p.until.IsZero() {
+			sooner(p.until)
+		}
+	}
+	for _, l := range r.lanes {
+		if l.downSince.IsZero() {
+			continue
+		}
+		for _, w := range l.waiters {
+			sooner(w.deadline())
+		}
+	}
+	return due
+}

@@ -1,0 +1,89 @@
+package route
+
+import (
+	"slices"
+	"strconv"
+	"time"
+)
+
+// Request asks for a place to build one derivation. Acquire reads it until it
+// returns: do not change what it points to before.
+type Request struct {
+	// Principal is who asks, and PrincipalMaxJobs how many places all its
+	// requests together may hold; 0 means as many as there are. The newest
+	// request's limit holds for those that wait, too.
+	Principal        string
+	PrincipalMaxJobs int
+	// Domain is whose builders may be used and named.
+	Domain string
+	// Name is what is built, for messages; usually the path of the derivation.
+	Name string
+	// System and Features are what the derivation requires. Features has
+	// "ca-derivations" where output paths are not known before the build.
+	System   string
+	Features []string
+	// Inputs are what the builder needs to have, with the sizes of their NARs in
+	// bytes.
+	Inputs []Input
+	// Exclude are builders that must not be chosen, each at most once.
+	Exclude []Exclusion
+	// Patience is how long the request may wait while every builder that matches
+	// is down. 0 means that it fails at once.
+	Patience time.Duration
+}
+
+// Input is a path that a build needs.
+type Input struct {
+	ID   PathID
+	Size int64
+}
+
+// Exclusion is a builder that this request has failed on, and why.
+type Exclusion struct {
+	Builder string
+	Reason  string
+}
+
+// shape is the part of a request that decides which builders match.
+type shape struct {
+	domain   string
+	system   string
+	features []string // sorted, each once
+	exclude  []Exclusion
+}
+
+func (req *Request) shape() shape {
+	features := slices.Clone(req.Features)
+	slices.Sort(features)
+	return shape{
+		domain:   req.Domain,
+		system:   req.System,
+		features: slices.Compact(features),
+		exclude:  req.Exclude,
+	}
+}
+
+// key names the shape among those of one principal. Names come from peers, so
+// each is quoted: no name can look like the border between two.
+func (s *shape) key(principal string) string {
+	key := strconv.AppendQuote(nil, principal)
+	key = strconv.AppendQuote(key, s.domain)
+	key = strconv.AppendQuote(key, s.system)
+	for _, feature := range s.features {
+		key = strconv.AppendQuote(key, feature)
+	}
+	for _, ex := range s.exclude {
+		key = append(key, '-')
+		key = strconv.AppendQuote(key, ex.Builder)
+		key = strconv.AppendQuote(key, ex.Reason)
+	}
+	return string(key)
+}
+
+func (s *shape) exclusion(builder string) (Exclusion, bool) {
+	i := slices.IndexFunc(s.exclude, func(ex Exclusion) bool { return ex.Builder == builder })
+	if i < 0 {
+		return Exclusion{}, false
+	}
+	return s.exclude[i], true
+}
