@@ -28,6 +28,9 @@ type ContentAddressMethod struct {
 
 var methodPrefix = [...]string{Text: "text:", Flat: "fixed:", NAR: "fixed:r:", Git: "fixed:git:"}
 
+// outputPrefix is how derivations spell a method, in front of the algorithm.
+var outputPrefix = [...]string{Text: "text:", Flat: "", NAR: "r:", Git: "git:"}
+
 // ParseContentAddressMethod parses the form that AddToStore carries.
 func ParseContentAddressMethod(s string) (ContentAddressMethod, error) {
 	method, rest, err := cutMethod(s)
@@ -42,6 +45,26 @@ func ParseContentAddressMethod(s string) (ContentAddressMethod, error) {
 	return m, m.check()
 }
 
+// ParseOutputMethod parses the form that outputs of derivations carry: "sha256",
+// "r:sha256", "text:sha256" or "git:sha1".
+func ParseOutputMethod(s string) (ContentAddressMethod, error) {
+	m := ContentAddressMethod{Method: Flat}
+	algo := s
+	for _, method := range []IngestionMethod{Text, NAR, Git} {
+		if rest, ok := strings.CutPrefix(s, outputPrefix[method]); ok {
+			m.Method, algo = method, rest
+		}
+	}
+	var err error
+	if m.Algo, err = ParseHashAlgo(algo); err != nil {
+		return ContentAddressMethod{}, fmt.Errorf("output method %q: %w", clip(s), err)
+	}
+	return m, m.check()
+}
+
+// OutputString returns the form that ParseOutputMethod reads.
+func (m ContentAddressMethod) OutputString() string { return outputPrefix[m.Method] + m.Algo.String() }
+
 func cutMethod(s string) (IngestionMethod, string, error) {
 	for _, m := range []IngestionMethod{Text, NAR, Git, Flat} { // Flat last: its prefix starts the others
 		if rest, ok := strings.CutPrefix(s, methodPrefix[m]); ok {
@@ -54,6 +77,9 @@ func cutMethod(s string) (IngestionMethod, string, error) {
 func (m ContentAddressMethod) check() error {
 	if m.Method == Text && m.Algo != SHA256 {
 		return fmt.Errorf("text is addressed by sha256, not %s", m.Algo)
+	}
+	if m.Method == Git && m.Algo != SHA1 && m.Algo != SHA256 {
+		return fmt.Errorf("git trees are addressed by sha1 or sha256, not %s", m.Algo)
 	}
 	return nil
 }

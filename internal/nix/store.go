@@ -118,21 +118,6 @@ type SignatureAdder interface {
 	AddSignatures(ctx context.Context, path StorePath, sigs []string) error
 }
 
-// DrvOutput names an output of a derivation: by the derivation's hash for peers
-// without the feature realisation-with-path-not-hash, else by its path.
-type DrvOutput struct {
-	DrvHash string // "sha256:<64 hex>", or ""
-	DrvPath StorePath
-	Output  string
-}
-
-// Realisation binds an output of a derivation to a path.
-type Realisation struct {
-	ID      DrvOutput
-	OutPath StorePath
-	Sigs    []string
-}
-
 // RealisationStore is a Store that keeps realisations.
 type RealisationStore interface {
 	RegisterDrvOutput(ctx context.Context, r Realisation) error

@@ -134,6 +134,9 @@ func (p StorePath) IsZero() bool { return p.full == "" }
 // IsDerivation reports whether the name ends in .drv.
 func (p StorePath) IsDerivation() bool { return strings.HasSuffix(p.full, ".drv") }
 
+// DrvName returns the name without ".drv": what the outputs' names begin with.
+func (p StorePath) DrvName() string { return strings.TrimSuffix(p.Name(), ".drv") }
+
 // Compare orders paths by byte value, the order in which Nix writes sets.
 func (p StorePath) Compare(q StorePath) int { return strings.Compare(p.full, q.full) }
 
