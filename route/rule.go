@@ -24,7 +24,7 @@ type Rule interface {
 // Load counts the build that is to be placed: (busy + 1) / speed. Nix counts
 // busy / speed, which is 0 for every idle builder whatever its speed, and so
 // needs the speed once more to break the tie. Counted this way a builder of
-// speed 2 gets two builds for each one that a builder of speed 1 gets.
+// speed 2 runs two builds for each one that a builder of speed 1 runs.
 type LeastLoad struct{}
 
 // Rank implements [Rule].

@@ -1,0 +1,320 @@
+package route
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// TestQueueAgainstModel drives the router with every event in any order and checks
+// after each what must hold whenever nothing moves. It guards against lost wake-ups
+// (a slot is free, somebody waits who could have it, and nobody notices), against
+// slots that are given twice or lost, and against overtaking. It needs no goroutine:
+// Acquire only adds the wait to what it calls here.
+func TestQueueAgainstModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := &model{now: frozen(), health: map[string]*health{}, limits: map[string]int{}}
+		m.router = New(Options{Now: func() time.Time { return m.now }, QueueLimit: 12})
+		t.Repeat(map[string]func(*rapid.T){
+			"":        m.check,
+			"ask":     m.ask,
+			"release": m.release,
+			"leave":   m.leave,
+			"reload":  m.reload,
+			"health":  m.setUp,
+			"suspend": m.suspend,
+			"time":    m.pass,
+		})
+	})
+}
+
+// model knows what was asked and what was answered, and nothing of lanes or sets.
+type model struct {
+	router   *Router
+	now      time.Time
+	builders []Builder
+	health   map[string]*health // of the configured builders
+	limits   map[string]int     // of principals, by their newest requests
+	waiting  []*waiter          // by arrival
+	leases   []*Lease
+}
+
+func names(t *rapid.T, label string, from ...string) []string {
+	return slices.Compact(slices.Sorted(slices.Values(rapid.SliceOfN(rapid.SampledFrom(from), 0, 2).Draw(t, label))))
+}
+
+func (m *model) ask(t *rapid.T) {
+	req := Request{
+		Principal:        rapid.SampledFrom([]string{"alice", "bob"}).Draw(t, "principal"),
+		PrincipalMaxJobs: rapid.IntRange(0, 3).Draw(t, "principal's limit"),
+		Domain:           rapid.SampledFrom([]string{"d", "e"}).Draw(t, "domain"),
+		System:           rapid.SampledFrom([]string{"x", "y", builtin}).Draw(t, "system"),
+		Features:         names(t, "features", "kvm", "big"),
+		Patience:         time.Duration(rapid.IntRange(0, 5).Draw(t, "patience")) * time.Second,
+	}
+	for _, name := range names(t, "exclude", "b1", "b2", "b3") {
+		req.Exclude = append(req.Exclude, Exclusion{Builder: name})
+	}
+	m.limits[req.Principal] = req.PrincipalMaxJobs
+	w, err := m.router.enter(req)
+	switch {
+	case err == nil:
+		m.waiting = append(m.waiting, w)
+	case !errors.Is(err, ErrQueueFull) || len(m.waiting) < 12:
+		t.Fatalf("refused with %v while %d wait", err, len(m.waiting))
+	}
+}
+
+func (m *model) release(t *rapid.T) {
+	if len(m.leases) == 0 {
+		t.Skip("no lease")
+	}
+	i := rapid.IntRange(0, len(m.leases)-1).Draw(t, "lease")
+	lease := m.leases[i]
+	m.leases = slices.Delete(m.leases, i, i+1)
+	lease.Release()
+	lease.Release()
+}
+
+func (m *model) leave(t *rapid.T) {
+	if len(m.waiting) == 0 {
+		t.Skip("nobody waits")
+	}
+	i := rapid.IntRange(0, len(m.waiting)-1).Draw(t, "waiter")
+	w := m.waiting[i]
+	m.waiting = slices.Delete(m.waiting, i, i+1)
+	m.router.leave(w)
+}
+
+func (m *model) reload(t *rapid.T) {
+	m.builders = nil
+	for _, name := range names(t, "builders", "b1", "b2", "b3") {
+		b := Builder{
+			Name: name, Systems: map[string]float64{}, MaxJobs: rapid.IntRange(0, 3).Draw(t, "jobs"),
+			Features: names(t, "supported", "kvm", "big"), MandatoryFeatures: names(t, "mandatory", "big"),
+			SpeedFactor: float64(rapid.IntRange(0, 2).Draw(t, "speed")), Domains: names(t, "domains", "d", "e"),
+		}
+		for _, system := range names(t, "systems", "x", "y") {
+			b.Systems[system] = 1
+		}
+		m.builders = append(m.builders, b)
+	}
+	before := m.health
+	m.health = map[string]*health{}
+	for _, b := range m.builders {
+		m.health[b.Name] = &health{}
+		if before[b.Name] != nil {
+			m.health[b.Name] = before[b.Name]
+		}
+	}
+	m.router.SetBuilders(m.builders)
+}
+
+func (m *model) setUp(t *rapid.T) {
+	name, up := rapid.SampledFrom([]string{"b1", "b2", "b3"}).Draw(t, "builder"), rapid.Bool().Draw(t, "up")
+	if h := m.health[name]; h != nil {
+		h.down = !up
+	}
+	m.router.SetUp(name, up, "told so")
+}
+
+func (m *model) suspend(t *rapid.T) {
+	name := rapid.SampledFrom([]string{"b1", "b2", "b3"}).Draw(t, "builder")
+	until := m.now.Add(time.Duration(rapid.IntRange(-1, 5).Draw(t, "seconds")) * time.Second)
+	if h := m.health[name]; h != nil {
+		h.until = until
+	}
+	m.router.Suspend(name, "told so", until)
+}
+
+func (m *model) pass(t *rapid.T) {
+	m.now = m.now.Add(time.Duration(rapid.IntRange(0, 4).Draw(t, "seconds")) * time.Second)
+	m.router.Recheck()
+}
+
+// check looks at what came of the last event.
+func (m *model) check(t *rapid.T) {
+	m.collect(t)
+	for _, w := range m.waiting {
+		m.checkWaits(t, w)
+	}
+	m.checkStatus(t)
+}
+
+// collect takes those whose wait is over out of waiting.
+func (m *model) collect(t *rapid.T) {
+	var still []*waiter
+	var granted []*waiter
+	for _, w := range m.waiting {
+		switch {
+		case w.lease != nil:
+			granted = append(granted, w)
+			m.leases = append(m.leases, w.lease)
+		case w.err != nil:
+			m.checkFailure(t, w)
+		default:
+			still = append(still, w)
+		}
+		if w.over() != isClosed(w.done) {
+			t.Fatal("over, but nobody is told")
+		}
+	}
+	m.waiting = still
+	for _, w := range granted {
+		m.checkGrant(t, w)
+	}
+}
+
+// checkGrant: on a builder that may be used, within its slots and the principal's,
+// and before nobody who came earlier and could have had the slot.
+func (m *model) checkGrant(t *rapid.T, w *waiter) {
+	b := m.builder(w.lease.Builder())
+	if b == nil || !m.usable(w, b) || m.busy(b.Name) > b.MaxJobs || m.overLimit(w) {
+		t.Fatalf("request %d should not be on %s", w.seq, w.lease.Builder())
+	}
+	for _, earlier := range m.waiting {
+		if earlier.seq < w.seq && m.usable(earlier, b) && !m.atLimit(earlier) {
+			t.Fatalf("request %d on %s overtook %d", w.seq, b.Name, earlier.seq)
+		}
+	}
+}
+
+// checkFailure: of nobody who has a builder that is up.
+func (m *model) checkFailure(t *rapid.T, w *waiter) {
+	var none *NoBuilderError
+	if !errors.As(w.err, &none) {
+		t.Fatalf("request %d failed with %v", w.seq, w.err)
+	}
+	fits, excluded := false, false
+	for i := range m.builders {
+		b := &m.builders[i]
+		if m.usable(w, b) {
+			t.Fatalf("request %d failed although %s is up: %v", w.seq, b.Name, w.err)
+		}
+		fits = fits || m.fits(w, b) && !m.excludes(w, b)
+		excluded = excluded || m.fits(w, b)
+	}
+	want := NoneMatches
+	switch {
+	case fits:
+		want = AllDown
+	case excluded:
+		want = AllExcluded
+	}
+	if none.Kind != want {
+		t.Fatalf("request %d failed with kind %d, want %d: %v", w.seq, none.Kind, want, none)
+	}
+}
+
+// checkWaits: rightly so, because there is hope but no place.
+func (m *model) checkWaits(t *rapid.T, w *waiter) {
+	hope, up := false, false
+	for i := range m.builders {
+		b := &m.builders[i]
+		hope = hope || m.fits(w, b) && !m.excludes(w, b)
+		up = up || m.usable(w, b)
+		if m.usable(w, b) && m.busy(b.Name) < b.MaxJobs && !m.atLimit(w) {
+			t.Fatalf("request %d waits though %s has a slot", w.seq, b.Name)
+		}
+	}
+	if !hope || !up && w.req.Patience == 0 {
+		t.Fatalf("request %d waits for nothing", w.seq)
+	}
+	if !up && !w.deadline().After(m.now) {
+		t.Fatalf("request %d waits longer than it has patience", w.seq)
+	}
+	if ahead := m.ahead(w); w.ahead != ahead {
+		t.Fatalf("request %d counts %d ahead, want %d", w.seq, w.ahead, ahead)
+	}
+}
+
+func (m *model) ahead(w *waiter) int {
+	ahead := 0
+	for _, other := range m.waiting {
+		if other.seq < w.seq && m.compete(w, other) {
+			ahead++
+		}
+	}
+	return ahead
+}
+
+func (m *model) compete(v, w *waiter) bool {
+	if v.req.Principal == w.req.Principal && m.limit(v) > 0 {
+		return true
+	}
+	return slices.ContainsFunc(m.builders, func(b Builder) bool {
+		return m.fits(v, &b) && !m.excludes(v, &b) && m.fits(w, &b) && !m.excludes(w, &b)
+	})
+}
+
+// checkStatus: the router counts what the model counts, and keeps nothing that is of
+// no use any more.
+func (m *model) checkStatus(t *rapid.T) {
+	status := m.router.Status()
+	for _, b := range status.Builders {
+		if b.Busy != m.busy(b.Name) || b.Removed != (m.builder(b.Name) == nil) || b.Removed && b.Busy == 0 {
+			t.Fatalf("builder %+v, but %d leases", b, m.busy(b.Name))
+		}
+	}
+	if len(status.Queue) != len(m.waiting) || m.router.waiting != len(m.waiting) {
+		t.Fatalf("%d in the queue, %d counted, want %d", len(status.Queue), m.router.waiting, len(m.waiting))
+	}
+	if len(m.waiting)+len(m.leases) == 0 && len(m.router.lanes)+len(m.router.principals) != 0 {
+		t.Fatalf("%d lanes and %d principals for nobody", len(m.router.lanes), len(m.router.principals))
+	}
+}
+
+func (m *model) builder(name string) *Builder {
+	i := slices.IndexFunc(m.builders, func(b Builder) bool { return b.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return &m.builders[i]
+}
+
+func (m *model) fits(w *waiter, b *Builder) bool {
+	_, listed := b.Systems[w.req.System]
+	all := append(slices.Clone(b.Features), b.MandatoryFeatures...)
+	return slices.Contains(b.Domains, w.req.Domain) && (listed || w.req.System == builtin) && b.MaxJobs > 0 &&
+		subset(w.req.Features, all) && subset(b.MandatoryFeatures, w.req.Features)
+}
+
+func subset(a, b []string) bool {
+	return !slices.ContainsFunc(a, func(s string) bool { return !slices.Contains(b, s) })
+}
+
+func (m *model) excludes(w *waiter, b *Builder) bool {
+	return slices.ContainsFunc(w.req.Exclude, func(ex Exclusion) bool { return ex.Builder == b.Name })
+}
+
+// usable is whether w could run on b if there were a slot.
+func (m *model) usable(w *waiter, b *Builder) bool {
+	h := m.health[b.Name]
+	return m.fits(w, b) && !m.excludes(w, b) && !h.down && !h.until.After(m.now)
+}
+
+func (m *model) busy(builder string) int {
+	return m.count(func(l *Lease) bool { return l.Builder() == builder })
+}
+
+func (m *model) running(w *waiter) int {
+	return m.count(func(l *Lease) bool { return l.principal.name == w.req.Principal })
+}
+
+func (m *model) count(counts func(*Lease) bool) int {
+	n := 0
+	for _, l := range m.leases {
+		if counts(l) {
+			n++
+		}
+	}
+	return n
+}
+
+func (m *model) limit(w *waiter) int { return m.limits[w.req.Principal] }
+
+func (m *model) atLimit(w *waiter) bool   { return m.limit(w) > 0 && m.running(w) >= m.limit(w) }
+func (m *model) overLimit(w *waiter) bool { return m.limit(w) > 0 && m.running(w) > m.limit(w) }
