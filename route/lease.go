@@ -94,14 +94,14 @@ func isClosed(done chan struct{}) bool {
 	}
 }
 
-// enter queues a request and places it if that is possible now. The limit of the
-// queue is for those that have to wait in it.
+// enter queues a request and places it if that is possible now. Only then the queue
+// may be found too long: one that need not wait is never refused for those who do.
 func (r *Router) enter(req Request) (*waiter, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	w := r.enqueue(req)
 	r.settle()
-	if !w.over() && r.waiting > r.queueLimit {
+	if r.waiting > r.queueLimit {
 		r.remove(w)
 		return nil, ErrQueueFull
 	}
@@ -112,8 +112,7 @@ func (r *Router) enter(req Request) (*waiter, error) {
 func (r *Router) leave(w *waiter) {
 	r.mu.Lock()
 	if !w.over() {
-		r.remove(w)
-		r.settle()
+		r.remove(w) // nobody gets a slot for that
 	}
 	lease := w.lease
 	r.mu.Unlock()

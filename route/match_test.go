@@ -59,11 +59,11 @@ func TestMatchIsTheRuleOfNix(t *testing.T) {
 // TestShapesAreToldApart guards against two requests that share a lane although
 // different builders match: names come from peers and may hold any bytes.
 func TestShapesAreToldApart(t *testing.T) {
-	word := rapid.StringOfN(rapid.SampledFrom([]rune{'a', '"', '\\', '-', 0}), 0, 3, -1)
+	word := rapid.SampledFrom([]string{"", "a", `"`, `\`, `a""a`, `"-"`, "\x00"})
 	shapes := rapid.Custom(func(t *rapid.T) shape {
-		s := shape{domain: word.Draw(t, "domain"), system: word.Draw(t, "system")}
+		s := shape{system: word.Draw(t, "system")}
 		s.features = rapid.SliceOfN(word, 0, 2).Draw(t, "features")
-		for range rapid.IntRange(0, 2).Draw(t, "exclusions") {
+		for range rapid.IntRange(0, 1).Draw(t, "exclusions") {
 			s.exclude = append(s.exclude, Exclusion{word.Draw(t, "builder"), word.Draw(t, "reason")})
 		}
 		return s
@@ -74,4 +74,22 @@ func TestShapesAreToldApart(t *testing.T) {
 			t.Fatalf("keys %q and %q", a.key("p"), b.key("p"))
 		}
 	})
+	features := shape{features: []string{"a", "b"}}
+	excluded := shape{exclude: []Exclusion{{"a", "b"}}}
+	if features.key("p") == excluded.key("p") {
+		t.Error("an exclusion is taken for two features")
+	}
+}
+
+// TestFeaturesAreASet guards against requests that are told apart by the order in
+// which a derivation lists what it requires.
+func TestFeaturesAreASet(t *testing.T) {
+	a, b := askLinux("x", "y"), askLinux("y", "x", "y")
+	sa, sb := a.shape(), b.shape()
+	if sa.key("p") != sb.key("p") {
+		t.Errorf("%q and %q", sa.features, sb.features)
+	}
+	if b.Features[0] != "y" {
+		t.Error("the caller's slice was sorted")
+	}
 }

@@ -387,6 +387,46 @@ func TestRecheckFollowsAnotherClock(t *testing.T) {
 	take(t, r, askLinux())
 }
 
+// TestClockSteppedBack guards against a suspension for ever when the timer fires
+// before the clock says that it is time.
+func TestClockSteppedBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var step time.Duration
+		r := New(Options{Now: func() time.Time { return time.Now().Add(step) }})
+		r.SetBuilders([]Builder{linux("b1", 1), linux("b2", 0)})
+		r.Suspend("b1", "", time.Now().Add(time.Hour))
+		req := askLinux()
+		req.Patience = 3 * time.Hour
+		w := start(t, r, req)
+		step = -time.Minute
+		time.Sleep(time.Hour + time.Minute) // of the bubble's clock
+		expect(t, "the minute after", w.got(), "b1")
+	})
+}
+
+// TestTheLaterOfTwoBuildersCounts guards the slots of a builder that is named twice.
+func TestTheLaterOfTwoBuildersCounts(t *testing.T) {
+	r := newRouter(linux("b1", 1), linux("b1", 2))
+	take(t, r, askLinux())
+	take(t, r, askLinux())
+	want := "a 'x86_64-linux' with features {}: waits for b1\n  b1: 2/2 busy, speed 1, score 3, nothing missing"
+	expect(t, "decision", r.Explain(askLinux()).String(), want)
+	want = "a 'x86_64-linux' with features {kvm}: no builder can run it\n  b1: lacks feature kvm"
+	expect(t, "decision", r.Explain(askLinux("kvm")).String(), want)
+}
+
+// TestRemovedBuildersForgetTheirTroubles guards against a builder that comes back and
+// is still down, though nobody watches it any more.
+func TestRemovedBuildersForgetTheirTroubles(t *testing.T) {
+	r := newRouter(linux("b1", 2))
+	take(t, r, askLinux())
+	r.SetUp("b1", false, "connection refused")
+	r.SetBuilders(nil)
+	r.SetUp("b1", false, "connection refused")
+	r.SetBuilders([]Builder{linux("b1", 2)})
+	take(t, r, askLinux())
+}
+
 // TestNewsIsToldOnceAndRarely guards against silence, against a line that only
 // repeats the last one, and against ten thousand lines for one in the back.
 func TestNewsIsToldOnceAndRarely(t *testing.T) {
@@ -418,6 +458,34 @@ func TestNewsIsToldOnceAndRarely(t *testing.T) {
 		}
 		lease.Release()
 		expect(t, "last", last.got(), "b1")
+	})
+}
+
+// TestNewsOfThePrincipal guards against a reason that is not true any more: in front,
+// everything that changes is told, and nothing else.
+func TestNewsOfThePrincipal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		builders := []Builder{linux("b1", 1), linux("b2", 1).only("kvm")}
+		r := newRouter(builders...)
+		bob, alice := askLinux(), askLinux("kvm")
+		bob.Principal, alice.PrincipalMaxJobs = "bob", 1
+		take(t, r, bob)
+		lease := take(t, r, alice)
+		alice.Features = nil
+		w := start(t, r, alice)
+		r.SetBuilders(builders)
+		r.SetUp("b1", true, "")
+		synctest.Wait()
+		lease.Release()
+		synctest.Wait()
+		want := []string{
+			"waiting: next in the queue; alice runs 1 of at most 1 builds; b1 1/1 busy, b2 needs mandatory feature kvm",
+			"waiting: next in the queue; b1 1/1 busy, b2 needs mandatory feature kvm",
+		}
+		if !slices.Equal(w.said, want) {
+			t.Errorf("said %q", w.said)
+		}
+		w.cancel()
 	})
 }
 
