@@ -13,8 +13,9 @@ const defaultQueueLimit = 10_000
 
 // Options configure a Router. The zero value is usable.
 type Options struct {
-	// Now is the clock; nil means time.Now. Whoever brings a clock of another pace
-	// calls Recheck after moving it.
+	// Now is the clock; nil means time.Now. It is called from any goroutine and with
+	// the router locked. Whoever brings a clock of another pace calls Recheck after
+	// moving it.
 	Now func() time.Time
 	// Rule is the rule of choice; nil means LeastLoad.
 	Rule Rule
