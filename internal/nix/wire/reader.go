@@ -229,6 +229,16 @@ func (r *Reader) PeekUint64() uint64 {
 	return binary.LittleEndian.Uint64(r.buf[r.r:])
 }
 
+// Rest returns what comes up to the end of the stream, but at most limit bytes
+// or what fits the buffer, also after an error: for showing what a peer sent
+// that does not speak the protocol.
+func (r *Reader) Rest(limit int) []byte {
+	r.join()
+	for r.w-r.r < min(limit, len(r.buf)) && r.fill() {
+	}
+	return slices.Clone(r.buf[r.r:min(r.w, r.r+limit)])
+}
+
 func (r *Reader) atMost(limit uint64, what string) uint64 {
 	n := r.Uint64()
 	if n > limit {

@@ -1,0 +1,35 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+
+	"nixbastion/internal/nix"
+)
+
+func (q *request) addSignatures() (func(), error) {
+	path := q.r.StorePath()
+	sigs := q.r.StringSet(maxSigs, maxString)
+	if err := q.received(); err != nil {
+		return nil, err
+	}
+	store, ok := q.store.(nix.SignatureAdder)
+	if !ok {
+		return nil, q.unsupported()
+	}
+	return q.doneIf(notValid(path, store.AddSignatures(q.ctx, path, sigs)))
+}
+
+// AddSignatures implements [nix.SignatureAdder].
+func (c *Client) AddSignatures(ctx context.Context, path nix.StorePath, sigs []string) error {
+	err := c.do(ctx, opAddSignatures, nix.Discard,
+		func() {
+			c.w.StorePath(path)
+			c.w.StringSet(sigs)
+		},
+		func() { c.r.Uint64() })
+	if err != nil {
+		return fmt.Errorf("add signatures of %s: %w", path, notFound(err))
+	}
+	return nil
+}

@@ -1,0 +1,199 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/nar"
+	"nixbastion/internal/nix/wire"
+)
+
+// framed lets use read the framed payload of a request, and skips what it leaves
+// of it. If use fails before the end the client is told at once, so that it can
+// stop, and its frames are read up to their terminator all the same.
+func (q *request) framed(use func(payload io.Reader) error) error {
+	frames := wire.NewFrameReader(q.r)
+	q.log.setUploading(true)
+	err := use(&payload{request: q, src: frames})
+	if q.r.Err() != nil {
+		return q.r.Err()
+	}
+	if err != nil && !frames.Done() {
+		return q.failUpload(err, frames)
+	}
+	if _, drainErr := frames.Drain(); drainErr != nil {
+		return drainErr
+	}
+	return err
+}
+
+// failUpload sends the error while it reads the rest of the frames: either alone
+// could wait for ever for the other side.
+func (q *request) failUpload(err error, frames *wire.FrameReader) error {
+	q.report(err)
+	q.answered = true
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		q.log.close()
+		q.writeError(err)
+		q.w.Flush()
+	}()
+	_, drainErr := frames.Drain()
+	<-sent
+	return errors.Join(err, drainErr)
+}
+
+// payload is an upload as the store reads it. When the client has sent it all,
+// or has gone, the operation learns of it.
+type payload struct {
+	*request
+	src   io.Reader
+	ended bool
+}
+
+func (p *payload) Read(b []byte) (int, error) {
+	n, err := p.src.Read(b)
+	switch {
+	case err == nil || p.ended:
+	case p.r.Err() != nil:
+		p.ended = true
+		p.hangUp()
+	case err == io.EOF:
+		p.ended = true
+		p.log.setUploading(false)
+		p.watch()
+	}
+	return n, err
+}
+
+// sized reads the NAR of an announced path: exactly as many bytes as were
+// announced.
+type sized struct {
+	src  io.Reader
+	path nix.StorePath
+	size uint64
+	left uint64
+}
+
+func newSized(src io.Reader, info *nix.PathInfo) *sized {
+	return &sized{src: src, path: info.Path, size: info.NarSize, left: info.NarSize}
+}
+
+func (s *sized) Read(p []byte) (int, error) {
+	if s.left == 0 {
+		return 0, io.EOF
+	}
+	n, err := s.src.Read(p[:min(uint64(len(p)), s.left)])
+	s.left -= uint64(n)
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		err = &nix.UserError{
+			Message: fmt.Sprintf("upload of %s ends after %d of the announced %d bytes", s.path, s.size-s.left, s.size),
+			Err:     io.ErrUnexpectedEOF,
+		}
+	}
+	return n, err
+}
+
+// skip reads what the store left.
+func (s *sized) skip() error {
+	_, err := io.Copy(io.Discard, s)
+	return err
+}
+
+// one is the source of an upload of a single path, which src ends with.
+func one(info *nix.PathInfo, src io.Reader) nix.PathSource {
+	var nar *sized
+	return nix.PathSource{Count: 1, Next: func() (*nix.PathInfo, io.Reader, error) {
+		if nar == nil {
+			nar = newSized(src, info)
+			return info, nar, nil
+		}
+		if err := nar.skip(); err != nil {
+			return nil, nil, err
+		}
+		return nil, nil, ended(src, info)
+	}}
+}
+
+// ended returns io.EOF if src has no more bytes than were announced.
+func ended(src io.Reader, info *nix.PathInfo) error {
+	n, err := io.CopyN(io.Discard, src, 1)
+	if n > 0 {
+		return nix.Refuse("upload of %s has more than the announced %d bytes", info.Path, info.NarSize)
+	}
+	return err
+}
+
+// bare lets use read a NAR that stands in the stream without a frame, and skips
+// what it leaves of it. A NAR that is broken ends the session, as nobody knows
+// where it would end.
+func (q *request) bare(use func(payload io.Reader) error) error {
+	src := nar.NewReader(q.r)
+	q.log.setUploading(true)
+	err := use(&payload{request: q, src: src})
+	if q.r.Err() != nil {
+		return q.r.Err()
+	}
+	if _, narErr := io.Copy(io.Discard, src); narErr != nil {
+		q.r.Fail(narErr)
+		return q.r.Err()
+	}
+	return err
+}
+
+// pulled lets use read an upload which the client sends piece by piece as it is
+// asked to, and which has info.NarSize bytes. Nothing that was not asked for is
+// on its way, so there is nothing to skip.
+func (q *request) pulled(info *nix.PathInfo, use func(payload io.Reader) error) error {
+	return use(&puller{request: q, left: info.NarSize})
+}
+
+// pullSize is how much a client is asked for at once.
+const pullSize = 64 << 10
+
+type puller struct {
+	*request
+	left  uint64    // bytes of the upload not yet asked for and received
+	piece io.Reader // the rest of the client's last answer
+}
+
+// Read never asks for more than the announced size: the client has nothing left
+// then and would drop the connection.
+func (p *puller) Read(b []byte) (int, error) {
+	if p.piece == nil {
+		if p.left == 0 {
+			return 0, io.EOF
+		}
+		if err := p.ask(); err != nil {
+			return 0, err
+		}
+	}
+	n, err := p.piece.Read(b)
+	p.left -= uint64(n)
+	if err == io.EOF {
+		p.piece, err = nil, nil
+		if p.left == 0 {
+			p.watch()
+		}
+	}
+	if err != nil {
+		p.hangUp()
+	}
+	return n, err
+}
+
+func (p *puller) ask() error {
+	limit := min(p.left, pullSize)
+	err := p.log.write(func(w *wire.Writer) {
+		w.Uint64(stderrRead)
+		w.Uint64(limit)
+	})
+	if err != nil {
+		return err
+	}
+	p.piece = p.r.StringBody(limit)
+	return p.r.Err()
+}
