@@ -22,7 +22,7 @@ func (q *request) addSignatures() (func(), error) {
 
 // AddSignatures implements [nix.SignatureAdder].
 func (c *Client) AddSignatures(ctx context.Context, path nix.StorePath, sigs []string) error {
-	err := c.do(ctx, opAddSignatures, nix.Discard,
+	err := c.do(ctx, opAddSignatures, c.log,
 		func() {
 			c.w.StorePath(path)
 			c.w.StringSet(sigs)

@@ -23,7 +23,8 @@ type ClientOptions struct {
 	Features []string
 	// Limits bound what the daemon may send.
 	Limits Limits
-	// Log takes what the daemon says in the handshake. May be nil.
+	// Log takes what the daemon says in the handshake and in operations that
+	// have no log of their own. Nil drops it.
 	Log nix.Logger
 }
 
@@ -76,6 +77,7 @@ func connError(op string, err error) error {
 type Client struct {
 	conn
 	rwc io.ReadWriteCloser
+	log nix.Logger // of operations that have none of their own
 
 	daemonVersion string
 	trust         nix.Trust
@@ -105,7 +107,7 @@ var (
 // [nix.RemoteError].
 func NewClient(ctx context.Context, rwc io.ReadWriteCloser, opts ClientOptions) (*Client, error) {
 	opts = opts.withDefaults()
-	c := &Client{rwc: rwc}
+	c := &Client{rwc: rwc, log: opts.Log}
 	c.r, c.w = wire.NewReader(rwc), wire.NewWriter(rwc)
 	c.limits = opts.Limits
 	c.readMessage()

@@ -21,9 +21,6 @@ func (c *Client) feed(ctx context.Context, op Op, log nix.Logger, write func(), 
 	}
 	c.w.Uint64(uint64(op))
 	write()
-	if err := c.w.Flush(); err != nil {
-		return k.end(err)
-	}
 	up := c.newFeeder(log)
 	sendErr := up.run(send)
 	<-up.replied

@@ -95,14 +95,14 @@ func (c *Client) QueryAllValidPaths(ctx context.Context) ([]nix.StorePath, error
 
 func (c *Client) queryPaths(ctx context.Context, op Op, write func()) ([]nix.StorePath, error) {
 	var found []nix.StorePath
-	err := c.do(ctx, op, nix.Discard, write, func() { found = c.r.StorePaths(c.limits.Paths) })
+	err := c.do(ctx, op, c.log, write, func() { found = c.r.StorePaths(c.limits.Paths) })
 	return found, notFound(err)
 }
 
 // QueryPathFromHashPart implements [nix.PathFinder].
 func (c *Client) QueryPathFromHashPart(ctx context.Context, hashPart string) (nix.StorePath, error) {
 	var found nix.StorePath
-	err := c.do(ctx, opQueryPathFromHashPart, nix.Discard,
+	err := c.do(ctx, opQueryPathFromHashPart, c.log,
 		func() { c.w.String(hashPart) },
 		func() { found = c.r.OptionalStorePath() })
 	if err == nil && found.IsZero() {

@@ -105,7 +105,7 @@ func (c *Client) handshake(opts ClientOptions) error {
 	}
 	c.sendRest(opts.Features)
 	c.readIntroduction(opts.Features)
-	return c.awaitReply(reply{log: opts.Log})
+	return c.awaitReply(reply{log: c.log})
 }
 
 func (c *Client) readMagic() error {

@@ -53,7 +53,7 @@ func (c *Client) NarFromPath(ctx context.Context, path nix.StorePath) (io.ReadCl
 	if err != nil {
 		return nil, err
 	}
-	err = c.exchange(opNarFromPath, reply{log: nix.Discard}, func() { c.w.StorePath(path) }, nil)
+	err = c.exchange(opNarFromPath, reply{log: c.log}, func() { c.w.StorePath(path) }, nil)
 	if err == nil {
 		err = c.lateError()
 	}

@@ -51,7 +51,7 @@ func (c *Client) pipelineSome(op Op, start, stop int, write, read func(i int), r
 
 func (c *Client) readReplies(start, stop int, read func(i int), refused *error) error {
 	for i := start; i < stop; i++ {
-		err := c.awaitReply(reply{log: nix.Discard})
+		err := c.awaitReply(reply{log: c.log})
 		var remote *nix.RemoteError
 		switch {
 		case errors.As(err, &remote):

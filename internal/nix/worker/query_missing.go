@@ -69,7 +69,7 @@ func (c *Client) QueryMissing(ctx context.Context, targets []nix.DerivedPath) (*
 		return nil, err
 	}
 	var missing *nix.Missing
-	err := c.do(ctx, opQueryMissing, nix.Discard,
+	err := c.do(ctx, opQueryMissing, c.log,
 		func() { c.writeDerivedPaths(targets) },
 		func() { missing = c.readMissing() })
 	if err != nil {

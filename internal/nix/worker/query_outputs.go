@@ -69,7 +69,7 @@ func (c *Client) QueryDerivationOutputMap(ctx context.Context, drvPath nix.Store
 		return nil, err
 	}
 	var outputs map[string]nix.StorePath
-	err := c.do(ctx, opQueryDerivationOutputMap, nix.Discard,
+	err := c.do(ctx, opQueryDerivationOutputMap, c.log,
 		func() { c.w.StorePath(drvPath) },
 		func() { outputs = c.readOutputMap() })
 	if err != nil {

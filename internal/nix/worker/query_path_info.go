@@ -36,7 +36,7 @@ func (c *conn) readFoundInfo(path nix.StorePath) *nix.PathInfo {
 // QueryPathInfo implements [nix.Store].
 func (c *Client) QueryPathInfo(ctx context.Context, path nix.StorePath) (*nix.PathInfo, error) {
 	var info *nix.PathInfo
-	err := c.do(ctx, opQueryPathInfo, nix.Discard,
+	err := c.do(ctx, opQueryPathInfo, c.log,
 		func() { c.w.StorePath(path) },
 		func() { info = c.readFoundInfo(path) })
 	if err == nil && info == nil {

@@ -21,7 +21,7 @@ func (q *request) queryValidPaths() (func(), error) {
 // QueryValidPaths implements [nix.Store]. Daemons before 1.27 do not substitute.
 func (c *Client) QueryValidPaths(ctx context.Context, paths []nix.StorePath, substitute bool) ([]nix.StorePath, error) {
 	var valid []nix.StorePath
-	err := c.do(ctx, opQueryValidPaths, nix.Discard,
+	err := c.do(ctx, opQueryValidPaths, c.log,
 		func() {
 			c.w.StorePaths(paths)
 			if c.version >= sinceSubstituteFlag {

@@ -162,7 +162,7 @@ func (c *Client) RegisterDrvOutput(ctx context.Context, r nix.Realisation) error
 	if err := c.canRealise(opRegisterDrvOutput, r.ID); err != nil {
 		return err
 	}
-	return c.do(ctx, opRegisterDrvOutput, nix.Discard, func() { c.writeRealisation(r) }, nil)
+	return c.do(ctx, opRegisterDrvOutput, c.log, func() { c.writeRealisation(r) }, nil)
 }
 
 // QueryRealisation implements [nix.RealisationStore].
@@ -171,7 +171,7 @@ func (c *Client) QueryRealisation(ctx context.Context, id nix.DrvOutput) (*nix.R
 		return nil, err
 	}
 	var r *nix.Realisation
-	err := c.do(ctx, opQueryRealisation, nix.Discard,
+	err := c.do(ctx, opQueryRealisation, c.log,
 		func() { c.writeDrvOutput(id) },
 		func() { r = c.readFound(id) })
 	if err == nil && r == nil {

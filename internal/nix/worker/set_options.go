@@ -59,5 +59,5 @@ func (q *request) setOptions() (func(), error) {
 // replaced by the next call; overrides cannot be taken back and hold as long as
 // the session.
 func (c *Client) SetOptions(ctx context.Context, opts nix.ClientOptions) error {
-	return c.do(ctx, opSetOptions, nix.Discard, func() { c.writeOptions(opts) }, nil)
+	return c.do(ctx, opSetOptions, c.log, func() { c.writeOptions(opts) }, nil)
 }
