@@ -93,7 +93,7 @@ func mustCA(s string) nix.ContentAddress {
 }
 
 // somePaths are uploads with everything that a path info can have.
-func somePaths() []memPath {
+var somePaths = sync.OnceValue(func() []memPath {
 	dep := narOf("dep")
 	big := narOf(strings.Repeat("0123456789", 100_000))
 	depInfo := infoOf("dep", dep)
@@ -102,7 +102,7 @@ func somePaths() []memPath {
 	bigInfo.Ultimate = true
 	bigInfo.Sigs = []nix.Signature{mustSig("a-1:" + strings.Repeat("A", 86) + "=="), mustSig("b-1:" + strings.Repeat("A", 86) + "==")}
 	return []memPath{{depInfo, dep}, {bigInfo, big}}
-}
+})
 
 func check(t *testing.T, what string, err error) {
 	t.Helper()
