@@ -1,0 +1,274 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/worker"
+)
+
+// daemon is a session with a builder's daemon. It has one user after the other,
+// each of whom holds it as a [Session].
+type daemon struct {
+	builder *builder
+	client  *worker.Client
+	process *process
+	command string
+	opened  time.Time
+	// roots is about how many paths the session keeps from garbage collection;
+	// its user counts.
+	roots int
+	// expiry ends the session when it was idle for too long. Guarded by
+	// builder.mu.
+	expiry *time.Timer
+}
+
+// get returns an idle session or a new one.
+func (b *builder) get(ctx context.Context) (*daemon, error) {
+	if d := b.takeIdle(); d != nil {
+		b.warm()
+		return d, nil
+	}
+	b.mu.Lock()
+	err := b.health.refusal(time.Now())
+	b.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	d, err := b.openDaemon(ctx, b.reserve)
+	b.noteOutcome(err)
+	if err != nil {
+		return nil, err
+	}
+	b.warm()
+	return d, nil
+}
+
+// errNoProgram says that a command does not exist on the builder.
+var errNoProgram = errors.New("command not found")
+
+// openDaemon opens a session on a connection that reserve returns. It asks again
+// where another try can help: on a connection with room, by another command, and
+// once if a connection turns out to be dead.
+func (b *builder) openDaemon(ctx context.Context, reserve func(context.Context) (*conn, error)) (*daemon, error) {
+	var missing error // what the first command that does not exist gave
+	for lost := false; ; {
+		c, err := reserve(ctx)
+		if err != nil {
+			return nil, err
+		}
+		command, tried := b.command()
+		d, err := b.startDaemon(ctx, c, command)
+		var fault *Error
+		switch {
+		case err == nil:
+			return d, nil
+		case errors.Is(err, errRefused) && b.refused(c):
+		case errors.Is(err, errRefused):
+			return nil, b.target.faultf(Protocol, "see MaxSessions in its sshd_config", "allows no sessions: %w", err)
+		case errors.Is(err, errNoProgram):
+			if missing == nil {
+				missing = err
+			}
+			if !b.programMissing(tried) {
+				return nil, missing
+			}
+		case errors.As(err, &fault) && fault.Kind == Lost && !lost:
+			lost = true
+		default:
+			return nil, err
+		}
+	}
+}
+
+// command returns the command to try, and its number.
+func (b *builder) command() (string, int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.programs.commands[b.programs.current], b.programs.current
+}
+
+func (b *builder) programMissing(tried int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.programs.missing(tried)
+}
+
+// startDaemon opens a session on a connection of which the caller has a place;
+// it is given back unless the error is errRefused. The work goes on by itself
+// when the time is up, since nothing interrupts the ssh library's waiting, and
+// then cleans up behind itself.
+func (b *builder) startDaemon(ctx context.Context, c *conn, command string) (*daemon, error) {
+	type outcome struct {
+		d   *daemon
+		err error
+	}
+	limited, cancel := context.WithTimeout(ctx, b.pool.opts.SessionTimeout)
+	defer cancel()
+	before := c.link.net.received.Load()
+	done := make(chan outcome)
+	b.pool.running.Go(func() {
+		d, err := b.shakeHands(limited, c, command)
+		select {
+		case done <- outcome{d, err}:
+		case <-limited.Done():
+			b.discard(d, err, c)
+		}
+	})
+	select {
+	case o := <-done:
+		return o.d, o.err
+	case <-limited.Done():
+	}
+	c.retire()
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case c.link.net.received.Load() == before:
+		return nil, b.target.faultf(Lost, "", "no answer from %s within %s", b.target.address, b.pool.opts.SessionTimeout)
+	}
+	return nil, b.target.faultf(Unreachable, "", "no answer from '%s' within %s", command, b.pool.opts.SessionTimeout)
+}
+
+// discard ends what came too late.
+func (b *builder) discard(d *daemon, err error, c *conn) {
+	if d != nil {
+		d.process.Close()
+	}
+	if errors.Is(err, errRefused) {
+		b.giveBack(c)
+	}
+}
+
+// shakeHands starts the program and greets the daemon.
+func (b *builder) shakeHands(ctx context.Context, c *conn, command string) (*daemon, error) {
+	p, err := c.start(command)
+	if err != nil {
+		return nil, err
+	}
+	client, err := worker.NewClient(ctx, p, worker.ClientOptions{})
+	if err != nil {
+		return nil, b.explain(p, command, err)
+	}
+	if client.Trust() == nix.NotTrusted {
+		p.Close()
+		return nil, b.target.untrusted()
+	}
+	return &daemon{builder: b, client: client, process: p, command: command, opened: time.Now()}, nil
+}
+
+// explain tells why there is no daemon at the other end of a process.
+func (b *builder) explain(p *process, command string, err error) error {
+	p.Close()
+	said := p.remark()
+	if lost := p.conn.lost(); lost != nil {
+		return b.target.fault(Lost, lost)
+	}
+	fault := b.target.daemonFault(command, err, said)
+	if said.status.known && said.status.code == notFound {
+		return errors.Join(errNoProgram, fault)
+	}
+	return fault
+}
+
+// warm opens a session for the next user, unless one waits already. It is worth
+// some hundred milliseconds to him, and hidden behind the present one's build.
+func (b *builder) warm() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.retired || b.warming || len(b.idle) > 0 || b.inUse() >= b.maxSessions() {
+		return
+	}
+	b.warming = true
+	b.pool.running.Go(func() {
+		d, err := b.openDaemon(b.pool.ctx, b.reserve)
+		b.mu.Lock()
+		b.warming = false
+		b.mu.Unlock()
+		if err != nil {
+			b.log.Debug("no session in advance", "error", err)
+			return
+		}
+		b.park(d)
+	})
+}
+
+// inUse counts the channels on all connections. The caller holds mu.
+func (b *builder) inUse() int {
+	n := 0
+	for _, c := range b.conns {
+		n += c.channels
+	}
+	return n
+}
+
+// park keeps a session for its next user, or ends it if it has no future.
+func (b *builder) park(d *daemon) {
+	if !d.reusable() {
+		d.process.Close()
+		return
+	}
+	d.process.parked.watch(d.process.ch, func() { b.spoiled(d) }, b.pool.running.Go)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.retired || len(b.idle) >= max(b.maxJobs, 1) || d.process.parked.spoiled() {
+		d.process.Close()
+		return
+	}
+	b.idle = append(b.idle, d)
+	d.expiry = time.AfterFunc(b.pool.opts.IdleSession, func() { b.expire(d) })
+}
+
+// reusable reports whether another build may have the session.
+func (d *daemon) reusable() bool {
+	opts := &d.builder.pool.opts
+	return d.client.Reusable() && !isClosed(d.process.closed) && d.roots < opts.TempRoots && time.Since(d.opened) < opts.SessionAge
+}
+
+// takeIdle returns the session that was used last, whose daemon is warmest.
+func (b *builder) takeIdle() *daemon {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for len(b.idle) > 0 {
+		d := b.idle[len(b.idle)-1]
+		b.removeIdle(d)
+		if d.reusable() && !d.process.parked.spoiled() {
+			return d
+		}
+		d.process.Close()
+	}
+	return nil
+}
+
+// removeIdle reports whether the session was idle. The caller holds mu.
+func (b *builder) removeIdle(d *daemon) bool {
+	i := slices.Index(b.idle, d)
+	if i < 0 {
+		return false
+	}
+	b.idle = slices.Delete(b.idle, i, i+1)
+	d.expiry.Stop()
+	return true
+}
+
+func (b *builder) expire(d *daemon) { b.endIdle(d) }
+
+// spoiled ends an idle session on which something arrived.
+func (b *builder) spoiled(d *daemon) {
+	if b.endIdle(d) && !isClosed(d.process.closed) {
+		b.log.Debug("idle session ended or spoke out of turn")
+	}
+}
+
+func (b *builder) endIdle(d *daemon) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.removeIdle(d) {
+		return false
+	}
+	d.process.Close()
+	return true
+}

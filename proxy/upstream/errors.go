@@ -1,0 +1,118 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/worker"
+)
+
+// ErrNotSeenToEnd says that a session was given up without a sign that its
+// program on the builder ended: a build may still run there.
+var ErrNotSeenToEnd = errors.New("session was not seen to end")
+
+// Kind says in which of its duties a builder failed.
+type Kind uint8
+
+// The kinds of errors.
+const (
+	// Unreachable: no connection, or one that did not answer in time.
+	Unreachable Kind = iota + 1
+	// HostKey: the builder did not show a key that is on file for it.
+	HostKey
+	// Auth: the builder does not let our account in.
+	Auth
+	// Untrusted: the builder's daemon does not let our account build.
+	Untrusted
+	// Protocol: what answered is not a daemon in working order.
+	Protocol
+	// TooOld: the builder's Nix is older than 2.4.
+	TooOld
+	// Lost: the connection or the program ended in the middle of an operation.
+	Lost
+)
+
+var kindNames = [...]string{"failed", "unreachable", "host key", "auth", "untrusted", "protocol", "too old", "lost"}
+
+// String names the kind for logs.
+func (k Kind) String() string { return kindNames[min(int(k), len(kindNames)-1)] }
+
+// Error says what is wrong with a builder. Its text names the builder and what
+// an admin can do; users may read it.
+type Error struct {
+	Builder string
+	Kind    Kind
+	// Err is what happened.
+	Err error
+	// Hint is a sentence on what to do about it, or "".
+	Hint string
+	// Until is when the builder is tried again, if nothing was tried this time
+	// because of an earlier failure.
+	Until time.Time
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "builder '%s': %v", e.Builder, e.Err)
+	if e.Hint != "" {
+		b.WriteString("; " + e.Hint)
+	}
+	if !e.Until.IsZero() {
+		fmt.Fprintf(&b, " (tried again at %s)", e.Until.UTC().Format("15:04:05 UTC"))
+	}
+	return b.String()
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// Broken reports whether an operation failed because the builder did, so that
+// another builder may be tried. An error that a daemon in good order reported is
+// an answer and not that; neither is the end of the caller's own context.
+func Broken(err error) bool {
+	var fault *Error
+	var session *worker.ConnError
+	return errors.As(err, &fault) || errors.As(err, &session)
+}
+
+// fault makes an Error of what went wrong at a builder; err is returned as it is
+// if somebody made one already or if the caller's context ended.
+func (t *target) fault(kind Kind, err error) error {
+	var known *Error
+	if err == nil || errors.As(err, &known) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return &Error{Builder: t.name, Kind: kind, Err: err}
+}
+
+func (t *target) faultf(kind Kind, hint, format string, args ...any) *Error {
+	return &Error{Builder: t.name, Kind: kind, Err: fmt.Errorf(format, args...), Hint: hint}
+}
+
+// daemonFault explains why a command did not lead to a session with a daemon.
+func (t *target) daemonFault(command string, err error, said remark) error {
+	var mismatch *worker.MismatchError
+	var version *worker.VersionError
+	var refused *nix.RemoteError
+	switch {
+	case errors.As(err, &mismatch):
+		return t.faultf(Protocol, "a login message or a shell's start-up file must not print anything",
+			"answers with text instead of Nix's protocol: %q%s", mismatch.Got, said)
+	case errors.As(err, &version):
+		return t.faultf(TooOld, "", "%w", version)
+	case errors.As(err, &refused):
+		return t.faultf(Untrusted, "", "its nix-daemon refuses account '%s': %s", t.user, clean(refused.Message))
+	case errors.Is(err, context.DeadlineExceeded):
+		return t.faultf(Unreachable, "", "no answer from '%s' in time%s", command, said)
+	}
+	return t.faultf(Protocol, "", "no Nix daemon answers to '%s'%s: %w", command, said, err)
+}
+
+// untrusted is the refusal of a builder that would not build for us.
+func (t *target) untrusted() error {
+	return t.faultf(Untrusted, "", "account '%s' on builder '%s' (%s) must be in trusted-users of its nix.conf",
+		t.user, t.name, t.address)
+}

@@ -1,0 +1,41 @@
+package upstream
+
+import (
+	"bufio"
+	"context"
+	"net"
+	"sync/atomic"
+	"time"
+)
+
+// readBuffer is what is read from a builder's socket at once, in bytes. The ssh
+// library alone reads 4 KiB at a time, which costs a quarter of the rate of bulk
+// data. There are few connections to builders, so each has its buffer.
+const readBuffer = 64 << 10
+
+// netConn is the network connection under an ssh connection.
+type netConn struct {
+	net.Conn
+	in *bufio.Reader
+	// received counts bytes: any of them is a sign of life.
+	received atomic.Int64
+}
+
+func newNetConn(c net.Conn) *netConn {
+	return &netConn{Conn: c, in: bufio.NewReaderSize(c, readBuffer)}
+}
+
+// Read is called by one goroutine of the ssh library.
+func (c *netConn) Read(p []byte) (int, error) {
+	n, err := c.in.Read(p)
+	c.received.Add(int64(n))
+	return n, err
+}
+
+// dialTCP is the default of Options.Dial. Go sets TCP_NODELAY by itself.
+func dialTCP(ctx context.Context, network, address string) (net.Conn, error) {
+	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 3,
+	}}
+	return d.DialContext(ctx, network, address)
+}
