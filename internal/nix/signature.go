@@ -62,6 +62,9 @@ func ParsePublicKey(s string) (PublicKey, error) {
 // Name returns the key's name.
 func (k PublicKey) Name() string { return k.name }
 
+// String returns the form that ParsePublicKey reads.
+func (k PublicKey) String() string { return k.name + ":" + base64.StdEncoding.EncodeToString(k.key) }
+
 // Verify reports whether sig is this key's signature of the fingerprint.
 func (k PublicKey) Verify(fingerprint string, sig Signature) bool {
 	return sig.name == k.name && len(k.key) == ed25519.PublicKeySize &&
