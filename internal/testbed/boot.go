@@ -34,7 +34,7 @@ func (h *Host) boot(ctx context.Context, root string) error {
 	if err := h.launch(p.cmd); err != nil {
 		return err
 	}
-	if err := plugIn(ctx, h.bed.net, h.cable, h.pid); err != nil {
+	if err := h.plugIn(ctx); err != nil {
 		return err
 	}
 	if _, err := p.plugged.WriteString("plugged\n"); err != nil {
@@ -60,7 +60,7 @@ func (h *Host) prepare(root string) (*launch, error) {
 		return nil, err
 	}
 	top := filepath.Join(h.dir, "top")
-	if err := os.Mkdir(top, 0o755); err != nil {
+	if err := os.MkdirAll(top, 0o755); err != nil { // there already after a restart
 		return nil, err
 	}
 	disks, err := h.diskFolders()
@@ -92,7 +92,7 @@ func (h *Host) diskFolders() ([]string, error) {
 	var args []string
 	for n, inner := range h.spec.OnDisk {
 		outer := filepath.Join(h.dir, fmt.Sprintf("disk%d", n))
-		if err := os.Mkdir(outer, 0o755); err != nil {
+		if err := os.MkdirAll(outer, 0o755); err != nil {
 			return nil, err
 		}
 		args = append(args, "disk:"+outer+"="+inner)

@@ -1,10 +1,13 @@
 package testbed
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 )
 
@@ -17,11 +20,15 @@ type Host struct {
 	cable string // name of its cable's end at the switch
 	dir   string
 
-	// Set by launch, and from then on.
+	// Set by launch, and from then on until Restart.
 	pid    int           // of its init, as this process sees it
 	ended  chan struct{} // closed when init and all its processes are gone
 	net    *netns
 	cgroup cgroup
+
+	mu      sync.Mutex // guards what follows, and keeps Stop and Restart apart
+	plugged bool
+	relays  []*Relay
 }
 
 // Name is the host name.
@@ -37,15 +44,53 @@ func (h *Host) Nix() string { return h.spec.Nix }
 func (h *Host) Kind() Kind { return h.spec.Kind }
 
 // Stop kills the host as a power cut would: all its processes at once, without
-// a word to anybody. Its stores are gone. It returns when no process is left;
-// a second call does nothing.
+// a word to anybody, and what is not OnDisk is gone. It returns when no process
+// is left; a second call does nothing. Listeners of Listen are the caller's to
+// close.
 func (h *Host) Stop() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.stop()
+}
+
+func (h *Host) stop() error {
 	if h.ended == nil {
 		return nil
 	}
 	err := h.kill()
 	<-h.ended
-	return errors.Join(err, h.net.close(), h.cgroup.remove())
+	for _, r := range h.relays {
+		err = errors.Join(err, r.Close())
+	}
+	h.relays = nil
+	return errors.Join(err, h.unplug(), h.net.close(), h.cgroup.remove())
+}
+
+// Restart brings the host back after Stop (which it calls if need be) with its
+// name, address, host key and specification. Only what is OnDisk is still there.
+// No other method of the host may run meanwhile.
+func (h *Host) Restart(ctx context.Context) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	err := h.stop()
+	if err == nil {
+		err = h.bootAgain(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("restart host %s: %w", h.spec.Name, err)
+	}
+	return nil
+}
+
+func (h *Host) bootAgain(ctx context.Context) error {
+	root, err := ensureRoot(ctx, h.bed.log, h.spec.Nix)
+	if err != nil {
+		return err
+	}
+	if err := h.boot(ctx, root); err != nil {
+		return errors.Join(err, h.stop())
+	}
+	return nil
 }
 
 // kill kills process 1, which makes the kernel kill the others and wait for

@@ -27,12 +27,24 @@ func makeBridge(ctx context.Context, n *netns) error {
 	return ip(ctx, n, "link add "+bridge+" type bridge", "link set "+bridge+" up")
 }
 
-// plugIn lays a cable from the switch to the namespace of process pid, where
-// its end is eth0. The cable goes away with either namespace.
-func plugIn(ctx context.Context, n *netns, cable string, pid int) error {
-	return ip(ctx, n,
-		fmt.Sprintf("link add %s type veth peer name eth0 netns %d", cable, pid),
-		fmt.Sprintf("link set %s master %s up", cable, bridge))
+// plugIn lays a cable from the switch to the host, where its end is eth0. Only
+// boot calls it, before anybody else has the host.
+func (h *Host) plugIn(ctx context.Context) error {
+	err := ip(ctx, h.bed.net,
+		fmt.Sprintf("link add %s type veth peer name eth0 netns %d", h.cable, h.pid),
+		fmt.Sprintf("link set %s master %s up", h.cable, bridge))
+	h.plugged = err == nil
+	return err
+}
+
+// unplug removes the cable of a dead host. Its namespace is still there, held
+// by h.net, so the cable is too.
+func (h *Host) unplug() error {
+	if !h.plugged {
+		return nil
+	}
+	h.plugged = false
+	return ip(context.Background(), h.bed.net, "link del "+h.cable)
 }
 
 // ip runs commands of ip(8) inside a namespace.

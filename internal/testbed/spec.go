@@ -97,12 +97,12 @@ func (s HostSpec) check() error {
 	}
 	for _, path := range s.OnDisk {
 		if !strings.HasPrefix(path, "/") {
-			return fmt.Errorf("OnDisk: %q is no absolute path", path)
+			return fmt.Errorf("folder on disk %q is no absolute path", path)
 		}
 	}
 	for inner := range s.Binds {
 		if !strings.HasPrefix(inner, "/") {
-			return fmt.Errorf("Binds: %q is no absolute path", inner)
+			return fmt.Errorf("bound file %q is no absolute path", inner)
 		}
 	}
 	return nil
