@@ -153,6 +153,7 @@ func (b *builder) shakeHands(ctx context.Context, c *conn, command string) (*dae
 	if err != nil {
 		return nil, b.explain(p, command, err)
 	}
+	p.greeted.Store(true)
 	if client.Trust() == nix.NotTrusted {
 		p.Close()
 		return nil, b.target.untrusted()
@@ -211,7 +212,7 @@ func (b *builder) park(d *daemon) {
 		d.process.Close()
 		return
 	}
-	d.process.parked.watch(d.process.ch, func() { b.spoiled(d) }, b.pool.running.Go)
+	d.process.parked.watch(d.process.output(), func() { b.spoiled(d) }, b.pool.running.Go)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.retired || len(b.idle) >= max(b.maxJobs, 1) || d.process.parked.spoiled() {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -36,8 +37,14 @@ type process struct {
 	parked parked
 
 	// writing holds a token while somebody writes: the ssh library wants the end
-	// of input said by nobody else meanwhile.
-	writing chan struct{}
+	// of input said by nobody else meanwhile. reading holds one while somebody
+	// reads: of two readers the library wakes one.
+	writing, reading chan struct{}
+
+	// greeted says that the daemon's handshake is done. What is written before to
+	// a program that has ended vanishes without an error, so that one gets to read
+	// what it said instead.
+	greeted atomic.Bool
 
 	closeOnce sync.Once
 	closing   chan struct{} // closed by Close
@@ -60,7 +67,7 @@ type exitStatus struct {
 func newProcess(c *conn, ch ssh.Channel, requests <-chan *ssh.Request) *process {
 	p := &process{
 		conn: c, ch: ch,
-		writing: make(chan struct{}, 1), closing: make(chan struct{}),
+		writing: make(chan struct{}, 1), reading: make(chan struct{}, 1), closing: make(chan struct{}),
 		exited: make(chan struct{}), closed: make(chan struct{}), gone: make(chan struct{}),
 	}
 	stderrDone := make(chan struct{})
@@ -98,11 +105,22 @@ func (p *process) serveRequests(requests <-chan *ssh.Request) {
 
 // Read reads standard output. What arrives after Close is lost.
 func (p *process) Read(b []byte) (int, error) {
-	n, err := p.parked.read(p.ch, b)
+	n, err := p.parked.read(p.output(), b)
 	if isClosed(p.closing) {
 		return 0, errProcessClosed // bytes before these may be missing
 	}
 	return n, err
+}
+
+// output is standard output, also after Close.
+func (p *process) output() io.Reader { return output{p} }
+
+type output struct{ p *process }
+
+func (o output) Read(b []byte) (int, error) {
+	o.p.reading <- struct{}{}
+	defer func() { <-o.p.reading }()
+	return o.p.ch.Read(b)
 }
 
 // Write writes to standard input.
@@ -116,7 +134,11 @@ func (p *process) Write(b []byte) (int, error) {
 	if isClosed(p.closing) {
 		return 0, errProcessClosed
 	}
-	return p.ch.Write(b)
+	n, err := p.ch.Write(b)
+	if err == io.EOF && !p.greeted.Load() {
+		return len(b), nil
+	}
+	return n, err
 }
 
 // Close asks the program to end and returns at once; gone tells when it has.
@@ -146,7 +168,7 @@ func (p *process) hangUp() (asked bool) {
 	})
 	defer hard.Stop()
 	p.conn.builder.pool.running.Go(func() {
-		io.Copy(io.Discard, p.ch) // or what it still has to say would keep it from ending
+		io.Copy(io.Discard, p.output()) // or what it still has to say would keep it from ending
 	})
 	if !p.endInput() {
 		p.ch.Close()
