@@ -1,0 +1,222 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+)
+
+// DefaultSize is what a cache may hold if nobody said otherwise, in bytes.
+const DefaultSize = 50 << 30
+
+// DefaultHotRecords is how many records are kept decoded in memory if nobody
+// said otherwise. One takes about 1 KiB.
+const DefaultHotRecords = 100_000
+
+// Options say how a cache is set up.
+type Options struct {
+	// Dir is the directory of the cache, made if it is missing.
+	Dir string
+	// Size is how many bytes the NARs may take, counted in blocks of 4 KiB;
+	// zero means [DefaultSize].
+	Size int64
+	// Reserve is the part of Size that only uploads may use, so that builds go
+	// on when the store is full of outputs. Zero means none.
+	Reserve int64
+	// HotRecords bounds the records and negative answers kept in memory; zero
+	// means [DefaultHotRecords].
+	HotRecords int
+	// Log gets what an admin should know; nil means slog.Default.
+	Log *slog.Logger
+	// Now is the clock of registration and recency; nil means time.Now.
+	Now func() time.Time
+}
+
+// Cache is a store of paths on disk. Its methods may be called from any
+// goroutine. Close it.
+type Cache struct {
+	root    *os.Root
+	scratch *scratch
+	index   *index
+	room    *room
+	log     *slog.Logger
+	now     func() time.Time
+
+	keeper   *keeper
+	counters counters
+	// scanning says that published paths may be missing in the index.
+	scanning atomic.Bool
+	stop     context.CancelFunc // ends the goroutines of wg
+	wg       sync.WaitGroup
+
+	// mu guards the fields below. It comes before the locks of spools and of
+	// the room, and nothing is read or written on disk under it.
+	mu sync.Mutex
+	// closed refuses what would publish.
+	closed bool
+	// pending has what arrives or is verified and is not durable yet.
+	pending map[key]*publication
+	// hot has decoded records of the index, nil for a path that is not there.
+	hot *simplelru.LRU[key, *record]
+	// changes counts what happened to the index: an answer read before a
+	// change must not enter hot after it.
+	changes uint64
+	pins    map[string]int    // by hash part, in all domains
+	claims  map[string]*claim // by hash part
+	// touched has the paths used since recency was last written.
+	touched map[key]int64
+}
+
+// Open opens the cache in a directory and answers at once: what a crash left
+// outside the index is looked for in the background. It fails if another process
+// has the cache open. The context bounds nothing but the opening.
+func Open(ctx context.Context, o Options) (*Cache, error) {
+	if o.Dir == "" {
+		return nil, errors.New("open cache: no directory")
+	}
+	c, err := open(o)
+	if err != nil {
+		return nil, fmt.Errorf("open cache %s: %w", o.Dir, err)
+	}
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	c.stop = stop
+	c.wg.Go(func() { c.keeper.run(background) })
+	if c.index.incomplete {
+		c.scanning.Store(true)
+		c.wg.Go(func() { c.rebuild(background) })
+	}
+	return c, nil
+}
+
+func open(o Options) (*Cache, error) {
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	root, err := os.OpenRoot(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	c, err := openIn(root, o)
+	if err != nil {
+		root.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func openIn(root *os.Root, o Options) (*Cache, error) {
+	if err := makeLayout(root); err != nil {
+		return nil, err
+	}
+	x, err := openIndex(root) // first: it is what keeps a second process out
+	if err != nil {
+		return nil, err
+	}
+	c, err := newCache(root, x, o)
+	if err != nil {
+		return nil, errors.Join(err, x.close(false))
+	}
+	return c, nil
+}
+
+func newCache(root *os.Root, x *index, o Options) (*Cache, error) {
+	bytes, paths, err := x.totals()
+	if err != nil {
+		return nil, err
+	}
+	hot, err := simplelru.NewLRU[key, *record](orDefault(o.HotRecords, DefaultHotRecords), nil)
+	if err != nil {
+		return nil, err
+	}
+	scratch, err := openScratch(root)
+	if err != nil {
+		return nil, err
+	}
+	c := &Cache{
+		root: root, index: x, scratch: scratch, hot: hot,
+		log: o.Log, now: o.Now,
+		pending: map[key]*publication{}, pins: map[string]int{},
+		claims: map[string]*claim{}, touched: map[key]int64{},
+	}
+	if c.log == nil {
+		c.log = slog.Default()
+	}
+	if c.now == nil {
+		c.now = time.Now
+	}
+	c.counters.paths.Store(paths)
+	c.keeper = newKeeper(c)
+	c.room = newRoom(orDefault(o.Size, DefaultSize), o.Reserve, bytes, c.keeper.evictSoon)
+	return c, nil
+}
+
+func orDefault[T int | int64](v, def T) T {
+	if v == 0 {
+		return def
+	}
+	return v
+}
+
+// ErrClosed says that the cache was closed.
+var ErrClosed = errors.New("the store is closed")
+
+// Close makes durable what is verified, ends the background work and gives the
+// directory free. Callers end their sessions first: what is still arriving is
+// dropped.
+func (c *Cache) Close() error {
+	c.mu.Lock()
+	already := c.closed
+	c.closed = true
+	c.mu.Unlock()
+	if already {
+		return nil
+	}
+	c.abandonArrivals()
+	flushErr := c.flush(nil)
+	c.stop()
+	c.wg.Wait()
+	return errors.Join(flushErr, c.scratch.close(c.root), c.index.close(flushErr == nil && !c.scanning.Load()), c.root.Close())
+}
+
+// abandonArrivals fails those who follow what will not come to its end.
+func (c *Cache) abandonArrivals() {
+	for _, p := range c.pendingWhere(func(p *publication) bool { return p.arriving }) {
+		p.spool.finish(ErrClosed)
+	}
+}
+
+// Flush returns when all that is verified now is durable.
+func (c *Cache) Flush(ctx context.Context) error { return c.flush(ctx.Done()) }
+
+func (c *Cache) flush(done <-chan struct{}) error {
+	var err error
+	for _, p := range c.pendingWhere(func(p *publication) bool { return !p.arriving }) {
+		c.keeper.hurry()
+		select {
+		case <-p.published:
+			err = errors.Join(err, p.publishErr)
+		case <-done:
+			return context.Canceled
+		}
+	}
+	return err
+}
+
+func (c *Cache) pendingWhere(match func(*publication) bool) []*publication {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var list []*publication
+	for _, p := range c.pending {
+		if match(p) {
+			list = append(list, p)
+		}
+	}
+	return list
+}

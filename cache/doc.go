@@ -1,0 +1,57 @@
+// Package cache keeps store paths on disk. What a client uploads and what a
+// builder makes is streamed to disk once, verified on the way, and read from
+// there by everybody who may see it.
+//
+// Begin with [Open]. [Cache.Receive] takes an upload, [Cache.Announce] takes
+// the output of a build that others may follow while it grows, and
+// [Cache.QueryValidPaths], [Cache.QueryPathInfo] and [Cache.OpenNar] answer.
+// [Pins] keep what a session was promised.
+//
+// # Words
+//
+//   - A domain is a set of keys that trust each other. A path is valid in a
+//     domain or it is not; that another domain holds the same bytes is no
+//     answer. The public domain, named "", is seen by all.
+//   - A record is a path in one domain: its path info and its [Provenance],
+//     who vouches for it. The same path may have different bytes in two
+//     domains; the same bytes are stored once, under their NAR hash.
+//   - A spool is a NAR on its way in: one writer and any number of followers.
+//   - A path is verified once size, hash, grammar and content address were
+//     checked: it is acknowledged and used in this process from then on. It is
+//     durable once it is published on disk. A power cut between the two loses
+//     the path, never its integrity.
+//   - The keeper is the one goroutine that changes what is published.
+//
+// # On disk
+//
+//	nix-cache-info, <hash>.narinfo     the public domain
+//	domain/<name>/nix-cache-info, <hash>.narinfo, nar -> ../../nar
+//	nar/<2 chars>/<NAR hash>.nar       whole, uncompressed, shared by all domains
+//	tmp/<pid>/, tmp/<pid>.lock         spools of one process
+//	quarantine/                        what was found broken
+//	index.db                           can be rebuilt, is never the truth
+//
+// So the directory and each domain's folder are binary caches as Nix itself
+// reads them (nix copy --from file://DIR/domain/NAME).
+//
+// # The flow of a path
+//
+//	room       space for the declared size is reserved, or waited for   (room.go)
+//	spool      the NAR streams into tmp/, checked on the way            (spool.go, verify.go)
+//	commit     the first bytes of a path in a domain win: the path is
+//	           verified and answered from memory                        (commit.go)
+//	keeper     up to 50 of them at a time: sync, rename NARs, rename
+//	           narinfos, sync, one index transaction: durable           (keeper.go, publish.go)
+//	evict      least recently used first, narinfo before NAR            (evict.go)
+//
+// # Concurrency
+//
+// Cache.mu guards what is in memory (pending publications, hot records, pins,
+// claims) and is never held across I/O. The index is changed by the keeper
+// alone. Whoever decides about a path (commit, eviction) holds its claim; whoever
+// was promised a path holds a pin, and an eviction claims no pinned path. Locks
+// are taken in the order Cache.mu, then a spool's or the room's.
+//
+// The package knows no clients, builders or keys: which signatures count and who
+// may see what is decided by the caller, who says so in a [Grant].
+package cache

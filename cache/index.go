@@ -1,0 +1,321 @@
+package cache
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"time"
+
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+
+	"nixbastion/internal/nix"
+)
+
+// indexWait is how long another process may hold the index before we say so.
+const indexWait = time.Second
+
+// The buckets of the index.
+var (
+	bucketRows    = []byte("rows")    // domain NUL hash part -> row
+	bucketRecency = []byte("recency") // u64 last use, key of a row -> nothing
+	bucketNars    = []byte("nars")    // NAR hash -> u32 rows that name it, u64 NAR size
+	bucketMeta    = []byte("meta")    // names below -> u64
+)
+
+var (
+	metaVersion = []byte("version") // of the index; another one is built anew
+	metaClean   = []byte("clean")   // 1 if the last process closed it
+	metaBytes   = []byte("bytes")   // cost of all NARs
+	metaPaths   = []byte("paths")   // count of rows
+)
+
+const indexVersion = 1
+
+// index finds records, in one bbolt file. Anybody reads; only the keeper writes.
+type index struct {
+	db *bbolt.DB
+	// incomplete says that there may be published paths that are not in it.
+	incomplete bool
+}
+
+// openIndex opens the index of a directory, or starts a new one if there is
+// none that can be read.
+func openIndex(root *os.Root) (*index, error) {
+	x, err := tryIndex(root)
+	if err == nil || !unreadable(err) {
+		return x, err
+	}
+	aside := path.Join(quarantineDir, fmt.Sprintf("index-%d.db", time.Now().UnixNano()))
+	if err := root.Rename(indexName, aside); err != nil {
+		return nil, err
+	}
+	return tryIndex(root)
+}
+
+func unreadable(err error) bool {
+	for _, bad := range []error{bolterrors.ErrInvalid, bolterrors.ErrChecksum, bolterrors.ErrVersionMismatch, errOtherVersion} {
+		if errors.Is(err, bad) {
+			return true
+		}
+	}
+	return false
+}
+
+var errOtherVersion = errors.New("index of another version")
+
+func tryIndex(root *os.Root) (*index, error) {
+	db, err := bbolt.Open(filepath.Join(root.Name(), indexName), 0o600, &bbolt.Options{
+		Timeout:      indexWait,
+		FreelistType: bbolt.FreelistMapType,
+		NoStatistics: true,
+	})
+	if errors.Is(err, bolterrors.ErrTimeout) {
+		return nil, fmt.Errorf("another process uses the store in %s", root.Name())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open index: %w", err)
+	}
+	x := &index{db: db}
+	if err := db.Update(x.begin); err != nil {
+		db.Close()
+		return nil, fmt.Errorf("open index: %w", err)
+	}
+	return x, nil
+}
+
+// begin makes the buckets and notes that the index is in use.
+func (x *index) begin(tx *bbolt.Tx) error {
+	for _, name := range [][]byte{bucketRows, bucketRecency, bucketNars, bucketMeta} {
+		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+			return err
+		}
+	}
+	meta := tx.Bucket(bucketMeta)
+	if v := metaNumber(meta, metaVersion); v != 0 && v != indexVersion {
+		return errOtherVersion
+	}
+	x.incomplete = metaNumber(meta, metaClean) == 0
+	return errors.Join(setMeta(meta, metaVersion, indexVersion), setMeta(meta, metaClean, 0))
+}
+
+// close closes the index. complete says that all that is published is in it.
+func (x *index) close(complete bool) error {
+	var err error
+	if complete {
+		err = x.db.Update(func(tx *bbolt.Tx) error { return setMeta(tx.Bucket(bucketMeta), metaClean, 1) })
+	}
+	return errors.Join(err, x.db.Close())
+}
+
+func metaNumber(meta *bbolt.Bucket, name []byte) int64 {
+	if v := meta.Get(name); len(v) == 8 {
+		return int64(binary.BigEndian.Uint64(v))
+	}
+	return 0
+}
+
+func setMeta(meta *bbolt.Bucket, name []byte, n int64) error {
+	return meta.Put(name, binary.BigEndian.AppendUint64(nil, uint64(n)))
+}
+
+// totals returns what all NARs cost and how many rows there are.
+func (x *index) totals() (bytes, paths int64, err error) {
+	err = x.db.View(func(tx *bbolt.Tx) error {
+		meta := tx.Bucket(bucketMeta)
+		bytes, paths = metaNumber(meta, metaBytes), metaNumber(meta, metaPaths)
+		return nil
+	})
+	return bytes, paths, err
+}
+
+func (k key) bytes() []byte {
+	b := make([]byte, 0, len(k.domain)+1+len(k.hashPart))
+	return append(append(append(b, k.domain...), 0), k.hashPart...)
+}
+
+// keyFrom reads what bytes wrote: the hash part has a fixed length.
+func keyFrom(b []byte) (key, error) {
+	at := len(b) - hashPartLen - 1
+	if at < 0 || b[at] != 0 {
+		return key{}, errors.New("index key is malformed")
+	}
+	return key{domain: string(b[:at]), hashPart: string(b[at+1:])}, nil
+}
+
+// find looks keys up in one transaction; nil where there is no row. Rows that
+// cannot be read are as good as missing: their narinfo still holds the truth.
+func (x *index) find(keys []key) ([]*record, error) {
+	found := make([]*record, len(keys))
+	err := x.db.View(func(tx *bbolt.Tx) error {
+		rows := tx.Bucket(bucketRows)
+		for i, k := range keys {
+			v := rows.Get(k.bytes())
+			if v == nil {
+				continue
+			}
+			if r, err := decodeRow(v); err == nil {
+				found[i] = &r.record
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read index: %w", err)
+	}
+	return found, nil
+}
+
+// hasNAR reports whether a row names the NAR.
+func (x *index) hasNAR(narHash nix.Hash) (has bool, err error) {
+	err = x.db.View(func(tx *bbolt.Tx) error {
+		has = tx.Bucket(bucketNars).Get(narHash.Bytes()) != nil
+		return nil
+	})
+	return has, err
+}
+
+// update runs one durable transaction and tells what it changed.
+func (x *index) update(change func(*indexTx) error) (done changes, err error) {
+	err = x.db.Update(func(tx *bbolt.Tx) error {
+		t := &indexTx{
+			rows: tx.Bucket(bucketRows), recency: tx.Bucket(bucketRecency),
+			nars: tx.Bucket(bucketNars), meta: tx.Bucket(bucketMeta),
+		}
+		if err := change(t); err != nil {
+			return err
+		}
+		done = t.changes
+		return t.finish()
+	})
+	if err != nil {
+		return changes{}, fmt.Errorf("write index: %w", err)
+	}
+	return done, nil
+}
+
+// changes is what a transaction did to the sums.
+type changes struct {
+	bytes, paths int64
+	dropped      []nix.Hash // NARs that lost a row, perhaps their last
+}
+
+// indexTx is a transaction that writes.
+type indexTx struct {
+	rows, recency, nars, meta *bbolt.Bucket
+	changes
+}
+
+func (t *indexTx) finish() error {
+	return errors.Join(
+		setMeta(t.meta, metaBytes, metaNumber(t.meta, metaBytes)+t.bytes),
+		setMeta(t.meta, metaPaths, metaNumber(t.meta, metaPaths)+t.paths))
+}
+
+// put writes a row in place of the one of that key.
+func (t *indexTx) put(k key, r *row) error {
+	name := k.bytes()
+	if err := t.delete(k); err != nil {
+		return err
+	}
+	t.paths++
+	return errors.Join(
+		t.rows.Put(name, r.encode()),
+		t.recency.Put(recencyKey(r.lastUse, name), nil),
+		t.refer(r.info.NarHash, r.info.NarSize, 1))
+}
+
+// delete removes a row, if it is there.
+func (t *indexTx) delete(k key) error {
+	name := k.bytes()
+	v := t.rows.Get(name)
+	if v == nil {
+		return nil
+	}
+	h, err := decodeRowHead(v)
+	if err != nil {
+		return err
+	}
+	t.paths--
+	return errors.Join(
+		t.recency.Delete(recencyKey(h.lastUse, name)),
+		t.rows.Delete(name),
+		t.refer(h.narHash, h.narSize, -1))
+}
+
+// refer counts the rows that name a NAR.
+func (t *indexTx) refer(narHash nix.Hash, narSize uint64, by int) error {
+	name := narHash.Bytes()
+	refs := 0
+	if v := t.nars.Get(name); len(v) == 12 {
+		refs = int(binary.BigEndian.Uint32(v))
+	}
+	if refs == 0 {
+		t.bytes += cost(narSize)
+	}
+	if refs += by; refs <= 0 {
+		t.bytes -= cost(narSize)
+		t.dropped = append(t.dropped, narHash)
+		return t.nars.Delete(name)
+	}
+	v := binary.BigEndian.AppendUint32(nil, uint32(refs))
+	return t.nars.Put(name, binary.BigEndian.AppendUint64(v, narSize))
+}
+
+// touch moves a row to another place in the order of use.
+func (t *indexTx) touch(k key, when int64) error {
+	name := k.bytes()
+	v := t.rows.Get(name)
+	if len(v) < lastUseAt+8 {
+		return nil
+	}
+	v = append([]byte(nil), v...)
+	old := int64(binary.BigEndian.Uint64(v[lastUseAt:]))
+	binary.BigEndian.PutUint64(v[lastUseAt:], uint64(when))
+	return errors.Join(
+		t.recency.Delete(recencyKey(old, name)),
+		t.rows.Put(name, v),
+		t.recency.Put(recencyKey(when, name), nil))
+}
+
+func recencyKey(lastUse int64, name []byte) []byte {
+	return append(binary.BigEndian.AppendUint64(nil, uint64(lastUse)), name...)
+}
+
+// candidate is a row that may be evicted.
+type candidate struct {
+	key  key
+	cost int64 // bytes that go if no other row names the NAR
+}
+
+// oldest calls yield with rows, least recently used first, until it returns false.
+func (x *index) oldest(yield func(candidate) bool) error {
+	return x.db.View(func(tx *bbolt.Tx) error {
+		rows, cursor := tx.Bucket(bucketRows), tx.Bucket(bucketRecency).Cursor()
+		for name, _ := cursor.First(); name != nil; name, _ = cursor.Next() {
+			c, err := readCandidate(rows, name[8:])
+			if err != nil {
+				return err
+			}
+			if !yield(c) {
+				return nil
+			}
+		}
+		return nil
+	})
+}
+
+func readCandidate(rows *bbolt.Bucket, name []byte) (candidate, error) {
+	k, err := keyFrom(name)
+	if err != nil {
+		return candidate{}, err
+	}
+	h, err := decodeRowHead(rows.Get(name))
+	if err != nil {
+		return candidate{}, fmt.Errorf("%s: %w", k.narinfoName(), err)
+	}
+	return candidate{key: k, cost: cost(h.narSize)}, nil
+}

@@ -1,0 +1,163 @@
+package cache
+
+import (
+	"context"
+	"time"
+)
+
+const (
+	// groupSize and groupDelay bound a group commit: so many paths share its
+	// syncs, and so long the first of them waits for others.
+	groupSize  = 50
+	groupDelay = 50 * time.Millisecond
+	// recencyEvery is how often it is written which paths were used.
+	recencyEvery = 30 * time.Second
+)
+
+// keeper is the one goroutine that changes published files and the index: so a
+// NAR that is about to be named is never removed, and nothing here needs a lock.
+type keeper struct {
+	c        *Cache
+	verified chan *publication
+	tasks    chan func()
+	hurried  chan struct{}
+	crowded  chan struct{}
+	recency  chan struct{}
+	ended    chan struct{}
+	// domains whose folders are known to exist. Only the goroutine uses it.
+	domains map[string]bool
+}
+
+func newKeeper(c *Cache) *keeper {
+	return &keeper{
+		c:        c,
+		verified: make(chan *publication, 1024), // beyond it, uploads wait for the disk
+		tasks:    make(chan func()),
+		hurried:  make(chan struct{}, 1),
+		crowded:  make(chan struct{}, 1),
+		recency:  make(chan struct{}, 1),
+		ended:    make(chan struct{}),
+		domains:  map[string]bool{},
+	}
+}
+
+func (k *keeper) run(ctx context.Context) {
+	defer close(k.ended)
+	tick := time.NewTicker(recencyEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case p := <-k.verified:
+			k.publish(k.collect(p))
+		case task := <-k.tasks:
+			task()
+		case <-k.crowded:
+			k.evict()
+		case <-k.recency:
+			k.writeRecency()
+		case <-tick.C:
+			k.writeRecency()
+		case <-ctx.Done():
+			k.writeRecency()
+			return
+		}
+	}
+}
+
+// collect gathers what is verified until there is enough or the first waited
+// long enough.
+func (k *keeper) collect(first *publication) []*publication {
+	group := []*publication{first}
+	timer := time.NewTimer(groupDelay)
+	defer timer.Stop()
+	hurried := k.hurried
+	for len(group) < groupSize {
+		select {
+		case p := <-k.verified:
+			group = append(group, p)
+			continue
+		default:
+		}
+		select {
+		case p := <-k.verified:
+			group = append(group, p)
+		case <-hurried:
+			return group
+		case <-timer.C:
+			return group
+		}
+	}
+	return group
+}
+
+// submit hands over what was verified. A large NAR is synced alone before, so
+// that it does not hold up the small ones.
+func (k *keeper) submit(p *publication) {
+	if p.spool.size() < syncAlone {
+		k.verified <- p
+		return
+	}
+	k.c.wg.Go(func() {
+		if err := p.spool.sync(); err != nil {
+			p.publishErr = err
+		}
+		k.verified <- p
+	})
+}
+
+// do runs a task on the keeper's goroutine and waits for it. It reports false if
+// the keeper has ended.
+func (k *keeper) do(task func()) bool {
+	done := make(chan struct{})
+	select {
+	case k.tasks <- func() { defer close(done); task() }:
+		<-done
+		return true
+	case <-k.ended:
+		return false
+	}
+}
+
+// hurry ends the waiting for a fuller group.
+func (k *keeper) hurry() { wake(k.hurried) }
+
+// evictSoon asks for space. It never waits.
+func (k *keeper) evictSoon() { wake(k.crowded) }
+
+func (k *keeper) touchSoon() { wake(k.recency) }
+
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// writeRecency notes in the index which paths were used since the last time.
+func (k *keeper) writeRecency() {
+	touched := k.c.takeTouched()
+	if len(touched) == 0 {
+		return
+	}
+	_, err := k.c.index.update(func(t *indexTx) error {
+		for key, when := range touched {
+			if err := t.touch(key, when); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		k.c.log.Error("cannot write which paths were used", "err", err)
+	}
+}
+
+// takeTouched takes what was touched, apart from paths that are not in the index
+// yet: they enter it as just used.
+func (c *Cache) takeTouched() map[key]int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	touched := c.touched
+	c.touched = map[key]int64{}
+	return touched
+}

@@ -1,0 +1,118 @@
+package cache
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+
+	"nixbastion/internal/nix"
+)
+
+// maxReferences bounds the references of a path.
+const maxReferences = 10_000
+
+// Receive takes the upload of a path: it waits for space, streams the NAR to
+// disk, verifies it and lets it be valid in the domain. It reads exactly the NAR,
+// at most info.NarSize bytes, and nothing at all of what it refuses beforehand.
+// References must be valid in the domain. Signatures are kept as they are given:
+// the caller leaves out what it does not trust. What is wrong with the bytes
+// is a nix.UserError in Nix's own words.
+func (c *Cache) Receive(ctx context.Context, info *nix.PathInfo, nar io.Reader, g Grant) (Outcome, error) {
+	rec, err := c.admit(info, g)
+	if err != nil {
+		return 0, err
+	}
+	if err := c.checkReferences(g.Domain, rec.info); err != nil {
+		return 0, err
+	}
+	return c.receive(ctx, rec, nar, g, forUpload)
+}
+
+func (c *Cache) receive(ctx context.Context, rec *record, nar io.Reader, g Grant, use purpose) (Outcome, error) {
+	s, err := c.newSpool(use)
+	if err != nil {
+		return 0, err
+	}
+	if err := s.take(ctx, rec.info, nar); err != nil {
+		s.discard(err)
+		return 0, err
+	}
+	return c.commit(ctx, arrived(rec), s, g, nil)
+}
+
+// admit checks what can be checked before the content and makes a record that
+// is our own.
+func (c *Cache) admit(info *nix.PathInfo, g Grant) (*record, error) {
+	if err := checkDomain(g.Domain); err != nil {
+		return nil, err
+	}
+	switch {
+	case info.Path.IsZero():
+		return nil, nix.Refuse("path info without a path")
+	case info.NarHash.Algo() != nix.SHA256:
+		return nil, nix.Refuse("path '%s' has no SHA-256 NAR hash", info.Path)
+	case info.NarSize == 0:
+		return nil, nix.Refuse("path '%s' has a NAR of 0 bytes", info.Path)
+	case info.NarSize > uint64(c.room.size):
+		return nil, nix.Refuse("path '%s' of %d bytes does not fit into the proxy's store, which may hold %d", info.Path, info.NarSize, c.room.size)
+	case len(info.References) > maxReferences:
+		return nil, nix.Refuse("path '%s' has %d references, more than %d", info.Path, len(info.References), maxReferences)
+	case len(info.Sigs) > maxSigs:
+		return nil, nix.Refuse("path '%s' has %d signatures, more than %d", info.Path, len(info.Sigs), maxSigs)
+	}
+	own := info.Clone()
+	own.References = nix.SortPaths(own.References)
+	own.Ultimate = false
+	own.RegistrationTime = c.now().Unix()
+	return &record{info: own, provenance: g.Provenance}, nil
+}
+
+// arrived is the record of a path whose content was verified: a content address
+// that held proves it.
+func arrived(rec *record) *record {
+	if rec.info.CA.IsZero() {
+		return rec
+	}
+	return &record{info: rec.info, provenance: ContentAddressed}
+}
+
+// checkReferences refuses a path that refers to what the domain does not have.
+func (c *Cache) checkReferences(domain string, info *nix.PathInfo) error {
+	refs := slices.DeleteFunc(slices.Clone(info.References), func(r nix.StorePath) bool { return r == info.Path })
+	for i, rec := range c.find(domain, refs) {
+		if rec == nil {
+			return nix.Refuse("path '%s' refers to '%s' which is not valid", info.Path, refs[i])
+		}
+	}
+	return nil
+}
+
+// ReceiveUnnamed takes a NAR whose path follows from its content. When all was
+// read, name makes the path info from its hash and size; NarHash and NarSize are
+// set by the cache. The content address that the info carries is believed: the
+// caller has just made it from these bytes. It returns the info of what is valid
+// now, which has other bytes than those read if the path was there already.
+func (c *Cache) ReceiveUnnamed(ctx context.Context, nar io.Reader, g Grant, name func(narHash nix.Hash, narSize uint64) (*nix.PathInfo, error)) (*nix.PathInfo, error) {
+	s, err := c.newSpool(forUpload)
+	if err != nil {
+		return nil, err
+	}
+	info, err := s.takeUnnamed(ctx, nar, name)
+	if err != nil {
+		s.discard(err)
+		return nil, err
+	}
+	rec, err := c.admit(info, g)
+	if err == nil {
+		err = c.checkReferences(g.Domain, rec.info)
+	}
+	if err != nil {
+		s.discard(err)
+		return nil, err
+	}
+	if _, err := c.commit(ctx, rec, s, g, nil); err != nil {
+		return nil, fmt.Errorf("add %s: %w", info.Path, err)
+	}
+	return c.QueryPathInfo(g.Domain, info.Path)
+}

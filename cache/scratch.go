@@ -1,0 +1,154 @@
+package cache
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+)
+
+// scratch is the folder of temporary files of one process. The lock on the file
+// beside it, held as long as the process lives, keeps other processes from wiping it.
+type scratch struct {
+	dir  string   // tmp/<pid>, below the cache's root
+	root *os.Root // of dir
+	lock *os.File
+	next atomic.Uint64
+}
+
+const lockSuffix = ".lock"
+
+// openScratch wipes what dead processes left and makes a folder of our own. Two
+// processes of one pid in different namespaces get different folders.
+func openScratch(root *os.Root) (*scratch, error) {
+	if err := wipeStale(root); err != nil {
+		return nil, err
+	}
+	for n := range 100 {
+		dir := path.Join(tmpDir, strconv.Itoa(os.Getpid()))
+		if n > 0 {
+			dir += "-" + strconv.Itoa(n)
+		}
+		lock, err := tryLock(root, dir+lockSuffix)
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		return makeScratch(root, dir, lock)
+	}
+	return nil, fmt.Errorf("no free folder in %s", tmpDir)
+}
+
+func makeScratch(root *os.Root, dir string, lock *os.File) (*scratch, error) {
+	sub, err := remake(root, dir)
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return &scratch{dir: dir, root: sub, lock: lock}, nil
+}
+
+func remake(root *os.Root, dir string) (*os.Root, error) {
+	if err := root.RemoveAll(dir); err != nil {
+		return nil, err
+	}
+	if err := root.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	return root.OpenRoot(dir)
+}
+
+// tryLock locks a file or returns EWOULDBLOCK. A wiper may remove the file
+// between its opening and its locking; then the lock is one on nothing.
+func tryLock(root *os.Root, name string) (*os.File, error) {
+	for {
+		f, err := root.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+			f.Close()
+			return nil, err
+		}
+		if sameFile(root, name, f) {
+			return f, nil
+		}
+		f.Close()
+	}
+}
+
+func sameFile(root *os.Root, name string, f *os.File) bool {
+	held, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	named, err := root.Lstat(name)
+	return err == nil && os.SameFile(held, named)
+}
+
+// wipeStale removes the folders whose lock nobody holds.
+func wipeStale(root *os.Root) error {
+	dir, err := root.Open(tmpDir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := wipeOne(root, strings.TrimSuffix(path.Join(tmpDir, name), lockSuffix)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func wipeOne(root *os.Root, dir string) error {
+	lock, err := tryLock(root, dir+lockSuffix)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := root.RemoveAll(dir); err != nil {
+		return err
+	}
+	return removeIfThere(root, dir+lockSuffix)
+}
+
+// create makes a new temporary file and returns its name within the scratch.
+func (s *scratch) create() (*os.File, string, error) {
+	name := strconv.FormatUint(s.next.Add(1), 10)
+	f, err := s.root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	return f, name, err
+}
+
+// write makes a temporary file with this content.
+func (s *scratch) write(content []byte) (name string, err error) {
+	f, name, err := s.create()
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(content)
+	return name, errors.Join(err, f.Close())
+}
+
+// publish renames a temporary file to a name below the cache's root.
+func (s *scratch) publish(root *os.Root, name, to string) error {
+	return renameInto(root, path.Join(s.dir, name), to)
+}
+
+func (s *scratch) close(root *os.Root) error {
+	err := errors.Join(s.root.Close(), root.RemoveAll(s.dir), removeIfThere(root, s.dir+lockSuffix))
+	return errors.Join(err, s.lock.Close())
+}

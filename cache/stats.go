@@ -1,0 +1,35 @@
+package cache
+
+import "sync/atomic"
+
+type counters struct {
+	paths, hits, misses, evictions, differing, added, broken, unpublished atomic.Int64
+}
+
+// Stats are sums since the cache was opened, but for Bytes, Paths and Arriving,
+// which are as of now.
+type Stats struct {
+	Bytes       int64 // taken by NARs in blocks of 4 KiB, those on their way included
+	Paths       int64 // durable paths, counted once per domain
+	Arriving    int64 // paths announced or verified that are not durable yet
+	Hits        int64 // paths asked for that were there
+	Misses      int64 // paths asked for that were not
+	Added       int64 // paths that became valid
+	Differing   int64 // verified and discarded, since the path was valid with other bytes
+	Evictions   int64 // paths removed to make space
+	Broken      int64 // paths removed since their NAR was missing or short
+	Unpublished int64 // verified paths that could not be written to disk
+}
+
+// Stats returns the numbers of the cache.
+func (c *Cache) Stats() Stats {
+	n := &c.counters
+	c.mu.Lock()
+	arriving := int64(len(c.pending))
+	c.mu.Unlock()
+	return Stats{
+		Bytes: c.room.bytes(), Paths: n.paths.Load(), Arriving: arriving,
+		Hits: n.hits.Load(), Misses: n.misses.Load(), Added: n.added.Load(), Differing: n.differing.Load(),
+		Evictions: n.evictions.Load(), Broken: n.broken.Load(), Unpublished: n.unpublished.Load(),
+	}
+}

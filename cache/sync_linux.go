@@ -1,0 +1,18 @@
+package cache
+
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// startWriteback asks the kernel to begin writing a part of a file, so that the
+// fsync at its end finds little to do. It is a hint: errors are of no account.
+func startWriteback(f *os.File, offset, length int64) {
+	_ = unix.SyncFileRange(int(f.Fd()), offset, length, unix.SYNC_FILE_RANGE_WRITE)
+}
+
+// syncFileSystem makes all that was written to the file system of f durable.
+func syncFileSystem(f *os.File) error {
+	return os.NewSyscallError("syncfs", unix.Syncfs(int(f.Fd())))
+}
