@@ -1,0 +1,249 @@
+package proxy
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"nixbastion/cache"
+	"nixbastion/internal/nix"
+	"nixbastion/policy"
+	"nixbastion/proxy/upstream"
+	"nixbastion/route"
+)
+
+// endTimeout is how long the end of a builder's session is waited for after its
+// build was given up; the slot is only then free for somebody else.
+const endTimeout = 15 * time.Second
+
+// order is a build that a client asked for, with all that decides where it may
+// run and whether two of them are the same.
+type order struct {
+	principal *policy.Principal
+	drvPath   nix.StorePath
+	drv       *nix.BasicDerivation
+	mode      nix.BuildMode
+	system    string
+	features  []string
+	// inputs are the infos of drv.InputSrcs, in that order.
+	inputs []*nix.PathInfo
+	log    *slog.Logger
+}
+
+// key digests everything that makes two orders the same build.
+func (o *order) key() buildKey {
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %q %d %q %q %q", o.principal.Domain, o.drvPath, o.mode, o.drv.Platform, o.drv.Builder, o.drv.Args)
+	for _, out := range o.drv.Outputs {
+		fmt.Fprintf(h, " o%q%q%q%q", out.Name, out.Path, out.HashAlgo, out.Hash)
+	}
+	for _, v := range o.drv.Env {
+		fmt.Fprintf(h, " e%q%q", v.Name, v.Value)
+	}
+	for _, in := range o.inputs {
+		fmt.Fprintf(h, " i%q%q", in.Path, in.NarHash)
+	}
+	return buildKey(h.Sum(nil))
+}
+
+// builds is where route, upstream and cache meet: it takes an order to a
+// builder and its outputs into the cache.
+type builds struct {
+	router *route.Router
+	pool   *upstream.Pool
+	cache  *cache.Cache
+	policy *policy.Live
+	logDir string
+
+	inflight *inflight
+	// fetches are the outputs on their way into the cache after their builds
+	// were answered.
+	fetches sync.WaitGroup
+	// fetchCtx ends when the proxy stops; a client that leaves does not end it.
+	fetchCtx context.Context
+}
+
+// build runs an order, or attends an equal one that runs already, and returns
+// its result. The log goes to the client while it runs, with offset added to
+// activity ids.
+func (b *builds) build(ctx context.Context, o *order, log nix.Logger, offset uint64) (*nix.BuildResult, error) {
+	key := o.key()
+	buildLog := newBuildLog(b.logDir, b.policy.Current().Limits.BuildLog)
+	running, first := b.inflight.join(ctx, key, buildLog, func(ctx context.Context, running *build) (*nix.BuildResult, error) {
+		return b.run(ctx, running, o)
+	})
+	defer b.inflight.leave(key, running)
+	if !first {
+		nix.Line(log, fmt.Sprintf("waiting for '%s', which is being built for somebody else already", o.drvPath))
+	}
+	return running.wait(ctx, log, offset)
+}
+
+// run tries builders until one has built the order, or none is left.
+func (b *builds) run(ctx context.Context, running *build, o *order) (*nix.BuildResult, error) {
+	t := &tries{builds: b, order: o, log: running.log, failed: map[string]int{}}
+	for {
+		lease, err := t.acquire(ctx)
+		if err != nil {
+			return t.noLease(ctx, err)
+		}
+		result, err := t.attempt(ctx, lease)
+		if err == nil {
+			return result, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if failure := reported(err); failure != nil {
+			return failure, nil
+		}
+		t.exclude(lease.Builder(), err)
+	}
+}
+
+// reported makes a failed build of an error that a builder's daemon reported in
+// good order; nil for a builder that broke.
+func reported(err error) *nix.BuildResult {
+	var remote *nix.RemoteError
+	if upstream.Broken(err) || !errors.As(err, &remote) {
+		return nil
+	}
+	return nix.Failure(nix.StatusMiscFailure, "%s", remote.Message)
+}
+
+// tries is the way of one order over its builders.
+type tries struct {
+	*builds
+	order    *order
+	log      *buildLog
+	activity uint64 // last activity id in log
+	failed   map[string]int
+	excluded []route.Exclusion
+}
+
+// lostTwice is when a builder that was lost in the middle is given up for this
+// build: a pooled connection may have been dead already, which a fresh one cures.
+const lostTwice = 2
+
+// exclude keeps the order away from a builder that failed it, and says so.
+func (t *tries) exclude(builder string, err error) {
+	t.order.log.Warn("builder failed a build", "builder", builder, "drv", t.order.drvPath.String(), "error", err)
+	t.failed[builder]++
+	var fault *upstream.Error
+	if errors.As(err, &fault) && fault.Kind == upstream.Lost && t.failed[builder] < lostTwice {
+		nix.Line(t.log, fmt.Sprintf("builder '%s': %v; trying it once more", builder, userText(err)))
+		return
+	}
+	t.excluded = append(t.excluded, route.Exclusion{Builder: builder, Reason: userText(err)})
+	nix.Line(t.log, fmt.Sprintf("builder '%s': %v; looking for another builder", builder, userText(err)))
+}
+
+// userText returns the words of an error that a client may read.
+func userText(err error) string {
+	var user *nix.UserError
+	var fault *upstream.Error
+	switch {
+	case errors.As(err, &fault):
+		return fault.Error()
+	case errors.As(err, &user):
+		return user.Message
+	default:
+		return "failed"
+	}
+}
+
+func (t *tries) acquire(ctx context.Context) (*route.Lease, error) {
+	o := t.order
+	req := route.Request{
+		Principal: o.principal.Name, PrincipalMaxJobs: o.principal.MaxJobs, Domain: o.principal.Domain,
+		System: o.system, Features: o.features, Exclude: t.excluded, Inputs: make([]route.Input, len(o.inputs)),
+	}
+	for i, in := range o.inputs {
+		req.Inputs[i] = route.Input{ID: t.router.Intern(in.Path.String()), Size: int64(in.NarSize)}
+	}
+	says := newWaitLines(t.log, o.drvPath)
+	return t.router.Acquire(ctx, req, says.waiting)
+}
+
+// noLease makes a failed build of an order that no builder can or could run.
+func (t *tries) noLease(ctx context.Context, err error) (*nix.BuildResult, error) {
+	var none *route.NoBuilderError
+	if !errors.As(err, &none) {
+		return nil, errors.Join(err, context.Cause(ctx))
+	}
+	t.order.log.Warn("no builder", "drv", t.order.drvPath.String(), "error", err)
+	return nix.Failure(nix.StatusMiscFailure, "%s", none.Error()), nil
+}
+
+// attempt runs the order on the builder of a lease. The slot is free again when
+// the builder has replied, or when its session was seen to end.
+func (t *tries) attempt(ctx context.Context, lease *route.Lease) (*nix.BuildResult, error) {
+	defer lease.Release()
+	sess, err := t.pool.Get(ctx, lease.Builder())
+	if err != nil {
+		return nil, err
+	}
+	result, err := t.buildOn(ctx, sess)
+	if err != nil {
+		t.end(ctx, sess)
+		return nil, err
+	}
+	lease.Release()
+	if !result.Status.Success() {
+		sess.Release()
+		return result, nil
+	}
+	return t.takeOutputs(ctx, sess, result)
+}
+
+// end closes a session that is not to be used again and waits for its end.
+func (t *tries) end(ctx context.Context, sess *upstream.Session) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer cancel()
+	if err := sess.End(ctx); err != nil {
+		t.order.log.Warn("builder's session did not end in order", "builder", sess.Builder(), "error", err)
+	}
+}
+
+// buildOn brings the inputs and builds, on one session: the builder keeps what
+// the session named from its garbage collector for just as long.
+func (t *tries) buildOn(ctx context.Context, sess *upstream.Session) (*nix.BuildResult, error) {
+	push := &push{cache: t.cache, domain: t.order.principal.Domain, inputs: t.order.inputs, log: t.log}
+	if err := push.run(ctx, sess, t.mustMatch(sess.Builder())); err != nil {
+		return nil, fmt.Errorf("bring inputs to %s: %w", sess.Builder(), err)
+	}
+	t.noteHeld(sess.Builder())
+	nix.Line(t.log, fmt.Sprintf("building '%s' on '%s'", t.order.drvPath, sess.Builder()))
+	started := time.Now()
+	log := newAttemptLog(t.log, sess.Builder(), &t.activity)
+	defer log.stopAll()
+	result, err := sess.BuildDerivation(ctx, log, t.order.drvPath, t.order.drv, t.order.mode)
+	if err != nil {
+		return nil, fmt.Errorf("build on %s: %w", sess.Builder(), err)
+	}
+	t.order.log.Info("built", "drv", t.order.drvPath.String(), "builder", sess.Builder(),
+		"status", result.Status.String(), "seconds", time.Since(started).Seconds())
+	return result, nil
+}
+
+// mustMatch reports whether inputs that the builder holds must have our bytes.
+func (t *tries) mustMatch(builder string) bool {
+	for _, b := range t.policy.Current().Builders {
+		if b.Name == builder {
+			return b.Content != policy.ContentAccept
+		}
+	}
+	return true // removed meanwhile: the strict way
+}
+
+func (t *tries) noteHeld(builder string) {
+	ids := make([]route.PathID, len(t.order.inputs))
+	for i, in := range t.order.inputs {
+		ids[i] = t.router.Intern(in.Path.String())
+	}
+	t.router.NoteHeld(builder, ids...)
+}

@@ -1,0 +1,120 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"nixbastion/internal/nix"
+)
+
+type recorder struct {
+	mu       sync.Mutex
+	messages []nix.LogMessage
+}
+
+func (r *recorder) Log(m nix.LogMessage) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.messages = append(r.messages, m)
+}
+
+// Guards against a second client that attaches late and misses the log so far,
+// and against messages lost where the log goes from memory to its file.
+func TestEveryFollowerGetsTheWholeLog(t *testing.T) {
+	const lines = 20_000
+	log := newBuildLog(t.TempDir(), 0)
+	defer log.free()
+	early, late := &recorder{}, &recorder{}
+	var wg sync.WaitGroup
+	wg.Go(func() { log.follow(context.Background(), early, 0) })
+	for i := range lines {
+		log.Log(nix.LogMessage{Kind: nix.LogResult, ID: 7, Type: nix.ResultBuildLogLine, Fields: []nix.LogField{nix.TextField(fmt.Sprint("line ", i))}})
+	}
+	wg.Go(func() { log.follow(context.Background(), late, 1000) })
+	log.finish()
+	wg.Wait()
+	for _, r := range []*recorder{early, late} {
+		if len(r.messages) != lines {
+			t.Fatalf("a follower got %d of %d messages", len(r.messages), lines)
+		}
+		if got := r.messages[lines-1].Fields[0].Text; got != fmt.Sprint("line ", lines-1) {
+			t.Errorf("last line is %q", got)
+		}
+	}
+	if early.messages[0].ID != 7 || late.messages[0].ID != 1007 {
+		t.Errorf("ids are %d and %d, want 7 and 1007", early.messages[0].ID, late.messages[0].ID)
+	}
+}
+
+// Guards against a builder that fills our disk with its log.
+func TestLogIsBoundedAndSaysSo(t *testing.T) {
+	log := newBuildLog(t.TempDir(), 100_000)
+	defer log.free()
+	for range 10_000 {
+		nix.Line(log, strings.Repeat("x", 100))
+	}
+	log.finish()
+	var got recorder
+	log.follow(context.Background(), &got, 0)
+	if n := len(got.messages); n < 500 || n > 1000 {
+		t.Errorf("%d messages of 100 bytes kept under a limit of 100,000 bytes", n)
+	}
+	if last := got.messages[len(got.messages)-1].Text; !strings.Contains(last, "not shown") {
+		t.Errorf("last message is %q", last)
+	}
+}
+
+// Guards against a waiter that hangs after its client has gone.
+func TestFollowerEndsWithItsContext(t *testing.T) {
+	log := newBuildLog(t.TempDir(), 0)
+	defer log.free()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { log.follow(ctx, nix.Discard, 0); close(done) }()
+	cancel()
+	<-done
+}
+
+// Guards against progress bars that never end: a builder that is lost in the
+// middle leaves activities open, and the next attempt uses the same ids again.
+func TestActivitiesOfALostBuilderAreStopped(t *testing.T) {
+	log := newBuildLog(t.TempDir(), 0)
+	defer log.free()
+	var next uint64
+	first := newAttemptLog(log, "b1", &next)
+	first.Log(nix.LogMessage{Kind: nix.LogStartActivity, ID: 5, Type: nix.ActivityRealise})
+	first.Log(nix.LogMessage{Kind: nix.LogStartActivity, ID: 6, Parent: 5, Type: nix.ActivityBuild,
+		Fields: []nix.LogField{nix.TextField("/nix/store/x.drv"), nix.TextField(""), nix.IntField(1), nix.IntField(1)}})
+	first.stopAll()
+	second := newAttemptLog(log, "b2", &next)
+	second.Log(nix.LogMessage{Kind: nix.LogStartActivity, ID: 5, Type: nix.ActivityRealise})
+	second.Log(nix.LogMessage{Kind: nix.LogStopActivity, ID: 5})
+	second.Log(nix.LogMessage{Kind: nix.LogResult, ID: 99, Type: nix.ResultProgress}) // of no activity we know
+	second.stopAll()
+	log.finish()
+	var got recorder
+	log.follow(context.Background(), &got, 0)
+	open := map[uint64]bool{}
+	for _, m := range got.messages {
+		switch m.Kind {
+		case nix.LogStartActivity:
+			if open[m.ID] {
+				t.Errorf("activity %d started twice", m.ID)
+			}
+			open[m.ID] = true
+			if m.Type == nix.ActivityBuild && m.Fields[1].Text != "b1" {
+				t.Errorf("build activity names machine %q", m.Fields[1].Text)
+			}
+		case nix.LogStopActivity:
+			delete(open, m.ID)
+		case nix.LogResult:
+			t.Errorf("result of the unknown activity %d passed", m.ID)
+		}
+	}
+	if len(open) != 0 {
+		t.Errorf("activities left open: %v", open)
+	}
+}

@@ -1,0 +1,21 @@
+// Package proxy is one client connection from accept to close.
+//
+// Begin with [Proxy], which ties the parts together, then follow a build:
+//
+//	front.go     SSH: who is it, and what does he ask for (exec)
+//	command.go   is it a protocol we speak
+//	session.go   the client's store: queries and uploads, answered by the cache
+//	targets.go   what a client wants realised, and what that needs
+//	build.go     the one place where route, upstream and cache meet
+//	inflight.go  equal builds run once, for all who wait
+//	push.go      inputs from the cache to the builder
+//	fetch.go     outputs from the builder to the cache
+//	buildlog.go  one writer, many followers
+//
+// Place, slot, session and client are four lifetimes. A lease holds a slot until
+// the builder replied; the session to the builder lives until the last output is
+// in the cache; a build lives as long as one client waits for it; a client may
+// take as long as it likes to fetch what it got.
+//
+// How builders are ranked is not known here, and bytes are not parsed here.
+package proxy

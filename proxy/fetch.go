@@ -1,0 +1,128 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+
+	"nixbastion/cache"
+	"nixbastion/internal/nix"
+	"nixbastion/proxy/upstream"
+)
+
+// takeOutputs announces the outputs of a build in the cache and has them copied
+// there at the builder's speed, on the session that built them. The result can
+// go to the clients at once: they follow the copies while they grow.
+func (t *tries) takeOutputs(ctx context.Context, sess *upstream.Session, result *nix.BuildResult) (*nix.BuildResult, error) {
+	outputs, err := t.outputs(result)
+	if err != nil {
+		t.end(ctx, sess)
+		return nil, err
+	}
+	arrivals, err := t.announce(ctx, sess, outputs)
+	if err != nil {
+		t.end(ctx, sess)
+		return nil, fmt.Errorf("take outputs from %s: %w", sess.Builder(), err)
+	}
+	t.fetches.Go(func() { t.fetch(sess, arrivals) })
+	result.Outputs = outputs
+	return result, nil
+}
+
+// outputs are those of the derivation, with paths that the builder found where
+// the derivation does not name them.
+func (t *tries) outputs(result *nix.BuildResult) ([]nix.BuiltOutput, error) {
+	found := make(map[string]nix.BuiltOutput, len(result.Outputs))
+	for _, o := range result.Outputs {
+		found[o.Name] = o
+	}
+	outputs := builtOutputs(t.order.drv)
+	for i, o := range outputs {
+		built, reported := found[o.Name]
+		if reported && !o.Path.IsZero() && built.Path != o.Path {
+			return nil, nix.Refuse("says output %q is %s, not %s", o.Name, built.Path, o.Path)
+		}
+		if reported {
+			outputs[i] = built
+		}
+		if outputs[i].Path.IsZero() {
+			return nil, nix.Refuse("does not say where output %q is", o.Name)
+		}
+	}
+	return outputs, nil
+}
+
+// announce asks the builder what it knows of the outputs and makes them visible
+// in the cache. Those that the cache holds already need no copy.
+func (t *tries) announce(ctx context.Context, sess *upstream.Session, outputs []nix.BuiltOutput) (_ []*cache.Arrival, err error) {
+	var arrivals []*cache.Arrival
+	defer func() {
+		if err != nil {
+			abort(arrivals, err)
+		}
+	}()
+	for _, out := range outputs {
+		info, err := sess.QueryPathInfo(ctx, out.Path)
+		if err != nil {
+			return nil, err
+		}
+		t.logStrangeReferences(sess.Builder(), info, outputs)
+		arrival, err := t.cache.Announce(info, cache.Grant{Domain: t.order.principal.Domain, Provenance: cache.DomainVouched})
+		if err != nil {
+			return nil, err
+		}
+		arrivals = append(arrivals, arrival)
+	}
+	return arrivals, nil
+}
+
+// logStrangeReferences notes a builder whose outputs refer to what the build
+// did not have.
+func (t *tries) logStrangeReferences(builder string, info *nix.PathInfo, outputs []nix.BuiltOutput) {
+	had := make(map[nix.StorePath]bool, len(t.order.inputs)+len(outputs))
+	for _, in := range t.order.inputs {
+		had[in.Path] = true
+	}
+	for _, out := range outputs {
+		had[out.Path] = true
+	}
+	for _, ref := range info.References {
+		if !had[ref] {
+			t.order.log.Warn("output refers to what the build did not have", "builder", builder,
+				"output", info.Path.String(), "reference", ref.String())
+		}
+	}
+}
+
+// fetch copies announced outputs into the cache and gives the session back.
+func (t *tries) fetch(sess *upstream.Session, arrivals []*cache.Arrival) {
+	ctx := t.fetchCtx
+	for i, arrival := range arrivals {
+		if err := fill(ctx, sess, arrival); err != nil {
+			t.order.log.Error("output did not reach the cache", "builder", sess.Builder(),
+				"output", arrival.Info().Path.String(), "error", err)
+			abort(arrivals[i:], err)
+			t.end(ctx, sess)
+			return
+		}
+	}
+	sess.Release()
+}
+
+func fill(ctx context.Context, sess *upstream.Session, arrival *cache.Arrival) error {
+	if arrival.Complete() {
+		return nil
+	}
+	nar, err := sess.NarFromPath(ctx, arrival.Info().Path)
+	if err != nil {
+		return err
+	}
+	defer nar.Close()
+	_, err = arrival.Fill(ctx, nar)
+	return err
+}
+
+func abort(arrivals []*cache.Arrival, err error) {
+	for _, a := range arrivals {
+		a.Abort(err)
+	}
+}

@@ -1,0 +1,362 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	shell "github.com/gliderlabs/ssh"
+	"golang.org/x/crypto/ssh"
+)
+
+// The SSH front, from the accepted socket to the exec request:
+//
+//	front.go            listener, shutdown, and the one use of gliderlabs/ssh
+//	front_accept.go     one accepted socket: whether there is room, and how it ends
+//	front_admission.go  who may wait for its login while many do
+//	front_ident.go      the client's identification line, read before the key exchange
+//	ciphers.go          which algorithms that client is offered
+//	front_auth.go       public keys, and the one line about a refused login
+//	front_session.go    session channels: env, exec, exit status
+//	front_stream.go     writes that must make progress
+//	front_conn.go       the socket: grace, acknowledgements, read buffer
+//	keepalive.go        peers that are gone
+//	limits.go           every number
+//	hostkey.go          who we are
+//
+// gliderlabs/ssh is a shell around x/crypto/ssh here: it hands over a connection
+// and calls back. None of its own handlers for keys, sessions or forwarding is
+// used: v0.3.8 lets a client log in as another user, lets everybody in when only
+// ServerConfigCallback has a key callback, and panics on a crafted pty request.
+
+// serverIdent is our identification line, without line end (RFC 4253, 4.2).
+const serverIdent = "SSH-2.0-nixbastion"
+
+// Grant is what a public key is worth.
+type Grant struct {
+	// Principal names the owner of the key; connections are counted by it.
+	Principal string
+	// MaxConnections of this principal at one time; 0 or less means
+	// [Limits.ConnectionsPerPrincipal].
+	MaxConnections int
+	// Data is the caller's own; the front hands it through to [Exec].
+	Data any
+}
+
+// Identity is who is at the other end, known from the key whose signature was
+// verified, and from nothing else.
+type Identity struct {
+	Grant
+	// Fingerprint of the key, as ssh-keygen -l prints it (SHA256:...).
+	Fingerprint string
+	// User is the login name the client chose. It proves nothing; at most 256 bytes.
+	User string
+	// Remote is where the connection comes from.
+	Remote netip.AddrPort
+	// ClientVersion is the client's identification line; at most 253 bytes.
+	ClientVersion string
+}
+
+// Exec is one command that a client wants run.
+type Exec struct {
+	Identity *Identity
+	// Command as the client sent it, unparsed; at most [Limits.CommandBytes].
+	Command string
+	// Env are the variables the client sent before; names of [A-Za-z0-9_] only.
+	Env map[string]string
+	// Stdin ends with io.EOF when the client closes its side; that alone does
+	// not end the context of the command.
+	Stdin io.Reader
+	// Stdout and Stderr block while the client does not read. A write without
+	// progress for [Limits.WriteStall] closes the connection.
+	Stdout, Stderr io.Writer
+	// Stopping is closed when the front begins to shut down: finish what runs,
+	// begin nothing new.
+	Stopping <-chan struct{}
+}
+
+// FrontOptions are what a Front needs.
+type FrontOptions struct {
+	// HostKeys, at least one.
+	HostKeys []ssh.Signer
+	// Authorize says what a key is worth now. It is asked for keys that are
+	// merely offered too, up to 128 times by anybody, and again for each session:
+	// it must be a look-up in memory. Its error is logged and never shown to
+	// the client. Nil lets nobody in.
+	Authorize func(key ssh.PublicKey, remote netip.Addr) (Grant, error)
+	// Exec runs a command and returns its exit status. Its context ends when the
+	// channel or the connection is gone, or when Shutdown runs out of patience.
+	// A panic in it ends that session alone.
+	Exec func(ctx context.Context, x *Exec) int
+	// Limits; the zero value means the defaults.
+	Limits Limits
+	// Ciphers, when set, are offered to every client in this order instead of the
+	// choice by the client's identification line.
+	Ciphers []string
+	// Log, nil for slog.Default.
+	Log *slog.Logger
+}
+
+// Front is the SSH server that clients meet. Make one with [NewFront], run it
+// with Serve, end it with Shutdown.
+type Front struct {
+	hostKeys  []ssh.Signer
+	authorize func(ssh.PublicKey, netip.Addr) (Grant, error)
+	exec      func(context.Context, *Exec) int
+	limits    Limits
+	offers    cipherOffers
+	log       *slog.Logger
+
+	room       *waitingRoom
+	principals *tally
+	windows    *budget
+	slots      chan struct{} // one per open connection
+	stopping   chan struct{} // closed when Shutdown begins
+
+	wg sync.WaitGroup // Serve calls and connections
+
+	mu        sync.Mutex // guards what follows; taken before frontConn.mu
+	stopped   bool
+	listeners map[net.Listener]struct{}
+	conns     map[*frontConn]struct{}
+}
+
+// NewFront checks the options. It starts nothing.
+func NewFront(opts FrontOptions) (*Front, error) {
+	if len(opts.HostKeys) == 0 {
+		return nil, errors.New("ssh front: no host key")
+	}
+	if opts.Authorize == nil || opts.Exec == nil {
+		return nil, errors.New("ssh front: Authorize and Exec must be set")
+	}
+	offers, err := newCipherOffers(opts.Ciphers)
+	if err != nil {
+		return nil, fmt.Errorf("ssh front: %w", err)
+	}
+	if opts.Log == nil {
+		opts.Log = slog.Default()
+	}
+	limits := opts.Limits.withDefaults()
+	return &Front{
+		hostKeys: opts.HostKeys, authorize: opts.Authorize, exec: opts.Exec,
+		limits: limits, offers: offers, log: opts.Log,
+		room:       newWaitingRoom(limits),
+		principals: newTally(),
+		windows:    &budget{limit: limits.WindowMemory},
+		slots:      make(chan struct{}, limits.openConnections()),
+		stopping:   make(chan struct{}),
+		listeners:  make(map[net.Listener]struct{}),
+		conns:      make(map[*frontConn]struct{}),
+	}, nil
+}
+
+// Serve accepts connections of l until ctx ends or Shutdown is called, and
+// returns nil then. It closes l. Connections live on until Shutdown: the end of
+// ctx only closes the door. It may be called for several listeners.
+func (f *Front) Serve(ctx context.Context, l net.Listener) error {
+	if !f.begin(l) {
+		return l.Close()
+	}
+	defer f.wg.Done()
+	defer f.forget(l)
+	stop := context.AfterFunc(ctx, func() { f.forget(l) })
+	defer stop()
+	for f.takeSlot(ctx) {
+		conn, err := f.accept(ctx, l)
+		if err != nil {
+			<-f.slots
+			return err
+		}
+		if conn == nil {
+			<-f.slots
+			return nil
+		}
+		f.wg.Go(func() { f.serveConn(ctx, conn) })
+	}
+	return nil
+}
+
+func (f *Front) begin(l net.Listener) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stopped {
+		return false
+	}
+	f.listeners[l] = struct{}{}
+	f.wg.Add(1)
+	return true
+}
+
+func (f *Front) forget(l net.Listener) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.listeners, l)
+	l.Close()
+}
+
+// takeSlot waits while as many connections are open as file descriptors allow.
+// Clients wait in the listen queue meanwhile, which costs us nothing.
+func (f *Front) takeSlot(ctx context.Context) bool {
+	select {
+	case f.slots <- struct{}{}:
+		return true
+	default:
+		f.log.Warn("ssh connections at their limit, new ones wait", "limit", cap(f.slots))
+	}
+	select {
+	case f.slots <- struct{}{}:
+		return true
+	case <-ctx.Done():
+	case <-f.stopping:
+	}
+	return false
+}
+
+// accept returns nil, nil when it is time to stop.
+func (f *Front) accept(ctx context.Context, l net.Listener) (net.Conn, error) {
+	for delay := 5 * time.Millisecond; ; delay = min(2*delay, time.Second) {
+		conn, err := l.Accept()
+		switch {
+		case err == nil:
+			return conn, nil
+		case ctx.Err() != nil || f.isStopping():
+			return nil, nil
+		case !passes(err):
+			return nil, fmt.Errorf("accept: %w", err)
+		}
+		f.log.Warn("accept, trying again", "error", err, "delay", delay)
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return nil, nil
+		case <-f.stopping:
+			return nil, nil
+		}
+	}
+}
+
+func (f *Front) isStopping() bool {
+	select {
+	case <-f.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+// hardStopPatience is how long commands may take to return once their contexts
+// ended and their connections were closed.
+const hardStopPatience = 10 * time.Second
+
+// Shutdown stops accepting, closes connections that run no command, and waits
+// for the others; [Exec.Stopping] tells them. When ctx ends first, contexts are
+// cancelled and connections closed, and the error of ctx is returned.
+func (f *Front) Shutdown(ctx context.Context) error {
+	f.stop()
+	done := make(chan struct{})
+	go func() { f.wg.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+	}
+	f.each((*frontConn).kill)
+	select {
+	case <-done:
+		return ctx.Err()
+	case <-time.After(hardStopPatience):
+		return fmt.Errorf("commands still run %s after their contexts ended: %w", hardStopPatience, ctx.Err())
+	}
+}
+
+// stop is idempotent.
+func (f *Front) stop() {
+	f.mu.Lock()
+	if !f.stopped {
+		f.stopped = true
+		close(f.stopping)
+	}
+	for l := range f.listeners {
+		l.Close()
+	}
+	f.mu.Unlock()
+	f.each((*frontConn).closeIfUnused)
+}
+
+func (f *Front) each(do func(*frontConn)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for c := range f.conns {
+		do(c)
+	}
+}
+
+// track registers a connection with those that Shutdown ends. It reports false
+// when it is too late.
+func (f *Front) track(c *frontConn) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stopped {
+		return false
+	}
+	f.conns[c] = struct{}{}
+	return true
+}
+
+func (f *Front) untrack(c *frontConn) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.conns, c)
+}
+
+// runShell is all that gliderlabs/ssh does for us: the handshake with our
+// configuration, then our handlers. It returns when the connection is gone; the
+// handlers may still run.
+func (c *frontConn) runShell() {
+	server := &shell.Server{
+		HostSigners: shellSigners(c.front.hostKeys),
+		ConnCallback: func(ctx shell.Context, conn net.Conn) net.Conn {
+			c.peer = func() ssh.Conn { return shellPeer(ctx) }
+			return conn
+		},
+		ServerConfigCallback:     func(shell.Context) *ssh.ServerConfig { return c.serverConfig() },
+		ConnectionFailedCallback: func(_ net.Conn, err error) { c.loginFailed(err) },
+		ChannelHandlers: map[string]shell.ChannelHandler{
+			"session": shellHandler(c.serveSession),
+			"default": shellHandler(c.refuseChannel),
+		},
+		RequestHandlers: map[string]shell.RequestHandler{
+			"default": func(_ shell.Context, _ *shell.Server, req *ssh.Request) (bool, []byte) {
+				return c.globalRequest(req), nil
+			},
+		},
+	}
+	server.HandleConn(c)
+}
+
+func shellHandler(serve func(*ssh.ServerConn, ssh.NewChannel)) shell.ChannelHandler {
+	return func(_ *shell.Server, conn *ssh.ServerConn, ch ssh.NewChannel, _ shell.Context) { serve(conn, ch) }
+}
+
+func shellSigners(keys []ssh.Signer) []shell.Signer {
+	signers := make([]shell.Signer, len(keys))
+	for i, key := range keys {
+		signers[i] = key
+	}
+	return signers
+}
+
+// shellPeer is nil until the login is through. It is the only way to a
+// connection on which no channel was opened yet.
+func shellPeer(ctx shell.Context) ssh.Conn {
+	if conn, ok := ctx.Value(shell.ContextKeyConn).(*ssh.ServerConn); ok {
+		return conn
+	}
+	return nil
+}

@@ -1,0 +1,197 @@
+package proxy
+
+import (
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+var (
+	errKeysOnly     = errors.New("only public keys are accepted")
+	errCertificate  = errors.New("certificates are not accepted as user keys")
+	errRSASize      = errors.New("RSA keys must have 2048 to 8192 bits")
+	errUserTooLong  = fmt.Errorf("user name longer than %d bytes", maxUserBytes)
+	errNotAuthentic = errors.New("session without an identity")
+)
+
+// identityKey is where the identity stands in ssh.Permissions.ExtraData.
+type identityKey struct{}
+
+// verified is what stands there.
+type verified struct {
+	identity *Identity
+	key      ssh.PublicKey
+}
+
+// serverConfig lets in whoever proves to own a known public key, and nobody else.
+func (c *frontConn) serverConfig() *ssh.ServerConfig {
+	config := &ssh.ServerConfig{
+		ServerVersion:           serverIdent,
+		MaxAuthTries:            c.front.limits.AuthTries,
+		PublicKeyAuthAlgorithms: userKeyAlgorithms,
+		PublicKeyCallback:       c.keyOffered,
+		// The only place where an identity comes from: it runs once the signature
+		// was verified, with the key that made it.
+		VerifiedPublicKeyCallback: c.keyVerified,
+		// gliderlabs/ssh sets NoClientAuth because none of its own handlers is set;
+		// then this callback decides.
+		NoClientAuthCallback: func(ssh.ConnMetadata) (*ssh.Permissions, error) { return nil, errKeysOnly },
+		AuthLogCallback:      c.auth.attempt,
+	}
+	config.Ciphers = c.front.offers.forClient(c.ident)
+	config.KeyExchanges = keyExchanges
+	config.MACs = macs
+	return config
+}
+
+// keyOffered decides whether the client should bother to sign with a key. It
+// proves nothing and therefore leaves nothing behind.
+func (c *frontConn) keyOffered(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+	c.auth.offer(key)
+	_, err := c.worth(meta.User(), key)
+	return &ssh.Permissions{}, err
+}
+
+// keyVerified makes the identity, from the verified key alone.
+func (c *frontConn) keyVerified(meta ssh.ConnMetadata, key ssh.PublicKey, _ *ssh.Permissions, _ string) (*ssh.Permissions, error) {
+	grant, err := c.worth(meta.User(), key)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.logIn(grant); err != nil {
+		return nil, err
+	}
+	who := &Identity{
+		Grant: grant, Fingerprint: ssh.FingerprintSHA256(key),
+		User: meta.User(), Remote: c.remote, ClientVersion: c.ident,
+	}
+	c.front.log.Info("ssh login", append(c.where(),
+		"principal", grant.Principal, "key", who.Fingerprint, "user", quotePeer(who.User), "client", quotePeer(c.ident))...)
+	return &ssh.Permissions{ExtraData: map[any]any{identityKey{}: &verified{who, key}}}, nil
+}
+
+func (c *frontConn) worth(user string, key ssh.PublicKey) (Grant, error) {
+	if len(user) > maxUserBytes {
+		return Grant{}, errUserTooLong
+	}
+	if err := checkUserKey(key); err != nil {
+		return Grant{}, err
+	}
+	return c.front.authorize(key, c.remote.Addr())
+}
+
+// checkUserKey refuses kinds of keys whatever the policy says. Huge RSA keys cost
+// CPU before anybody is known; x/crypto itself goes up to 16384 bits.
+func checkUserKey(key ssh.PublicKey) error {
+	if _, ok := key.(*ssh.Certificate); ok {
+		return errCertificate
+	}
+	crypto, ok := key.(ssh.CryptoPublicKey)
+	if !ok {
+		return nil // security keys of a fixed size
+	}
+	if pub, ok := crypto.CryptoPublicKey().(*rsa.PublicKey); ok {
+		if bits := pub.N.BitLen(); bits < 2048 || bits > 8192 {
+			return errRSASize
+		}
+	}
+	return nil
+}
+
+// logIn turns a stranger into a client: other clocks run from now on.
+func (c *frontConn) logIn(grant Grant) error {
+	limits := c.front.limits
+	allowed := grant.MaxConnections
+	orDefault(&allowed, limits.ConnectionsPerPrincipal)
+	if !c.front.principals.take(grant.Principal, allowed) {
+		sentence := fmt.Sprintf("%s has %d connections already", grant.Principal, allowed)
+		return &ssh.BannerError{Err: errors.New(sentence), Message: "nixbastion: " + sentence + "\n"}
+	}
+	c.grace.Stop()
+	c.front.room.leave(c.waiter)
+	c.granted, c.loggedIn = grant.Principal, true
+	c.unused = time.AfterFunc(limits.Unused, func() { c.abort("never used") })
+	c.alive = startKeepAlive(c)
+	return nil
+}
+
+// identityOf returns who logged in, if the key still counts: policies change while
+// connections live.
+func (c *frontConn) identityOf(conn *ssh.ServerConn) (*Identity, error) {
+	if conn.Permissions == nil {
+		return nil, errNotAuthentic
+	}
+	v, ok := conn.Permissions.ExtraData[identityKey{}].(*verified)
+	if !ok {
+		return nil, errNotAuthentic
+	}
+	grant, err := c.worth(v.identity.User, v.key)
+	if err != nil {
+		return nil, err
+	}
+	who := *v.identity
+	who.Grant = grant
+	return &who, nil
+}
+
+// authRecord collects what a refused login is logged with.
+type authRecord struct {
+	mu     sync.Mutex
+	user   string
+	tried  bool
+	keys   []string
+	reason string
+}
+
+// maxLoggedKeys is how many fingerprints one refusal names.
+const maxLoggedKeys = 20
+
+func (a *authRecord) offer(key ssh.PublicKey) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	print := ssh.FingerprintSHA256(key)
+	if len(a.keys) < maxLoggedKeys && !slices.Contains(a.keys, print) {
+		a.keys = append(a.keys, print)
+	}
+}
+
+func (a *authRecord) attempt(meta ssh.ConnMetadata, method string, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.tried, a.user = true, meta.User()
+	if err != nil {
+		a.reason = quotePeer(method) + ": " + err.Error()
+	}
+}
+
+// loginFailed writes the one line about a connection that did not get in. The
+// message "ssh login refused" followed by addr= is what fail2ban and its like look
+// for; it stays as it is.
+func (c *frontConn) loginFailed(err error) {
+	if c.loggedIn {
+		return // gone before it knew; its end is logged
+	}
+	reason := c.reason()
+	a := &c.auth
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if reason == "" {
+		reason = err.Error()
+	}
+	where := append(c.where(), "client", quotePeer(c.ident))
+	if !a.tried && len(a.keys) == 0 {
+		c.front.log.Info("ssh handshake failed", append(where, "reason", quotePeer(reason))...)
+		return
+	}
+	if a.reason != "" {
+		reason = a.reason
+	}
+	c.front.log.Warn("ssh login refused", append(where,
+		"user", quotePeer(a.user), "keys", strings.Join(a.keys, ","), "reason", quotePeer(reason))...)
+}

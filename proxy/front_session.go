@@ -1,0 +1,288 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+const (
+	// statusNoShell is the exit status of a client that wants a shell.
+	statusNoShell = 1
+	// statusRefused is the exit status of what a shell could not find either.
+	statusRefused = 127
+	// statusInternal is the exit status after a panic, as ssh's own for its errors.
+	statusInternal = 255
+)
+
+const noShell = "no shell here; this host builds for Nix clients, name it in a store URI: ssh-ng://HOST"
+
+// frontSession is one session channel, from open to close.
+type frontSession struct {
+	conn     *frontConn
+	who      *Identity
+	channel  ssh.Channel
+	requests <-chan *ssh.Request
+	env      map[string]string // made when the first variable comes
+	gone     chan struct{}     // closed when the client closed the channel or is gone
+	lately   rate              // requests while the command runs
+}
+
+// serveSession runs in a goroutine of its own, which gliderlabs/ssh started.
+func (c *frontConn) serveSession(conn *ssh.ServerConn, channel ssh.NewChannel) {
+	defer c.front.recovered("session")
+	opens, ok := c.countOpen()
+	if !ok {
+		return
+	}
+	if refusal := c.takeSession(opens); refusal != "" {
+		c.front.log.Warn("ssh session refused", append(c.where(), "reason", refusal)...)
+		channel.Reject(ssh.ResourceShortage, "nixbastion: "+refusal)
+		return
+	}
+	defer c.releaseSession()
+	who, err := c.identityOf(conn)
+	if err != nil {
+		c.front.log.Warn("ssh session refused", append(c.where(), "reason", quotePeer(err.Error()))...)
+		channel.Reject(ssh.Prohibited, "nixbastion: this key is not accepted any more")
+		return
+	}
+	ch, requests, err := channel.Accept()
+	if err != nil {
+		return // the connection is gone
+	}
+	s := &frontSession{conn: c, who: who, channel: ch, requests: requests, gone: make(chan struct{})}
+	s.run()
+}
+
+// takeSession returns why there is no room for another session, "" if there is.
+func (c *frontConn) takeSession(opens int) (refusal string) {
+	limits := c.front.limits
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.ended || c.front.isStopping():
+		return "shutting down"
+	case opens > limits.OpensPer10s:
+		return fmt.Sprintf("more than %d channels opened in 10 s", limits.OpensPer10s)
+	case c.running >= limits.Sessions:
+		return fmt.Sprintf("more than %d sessions on one connection", limits.Sessions)
+	case !c.front.windows.take(sessionWindow):
+		return "too many sessions at once on this host"
+	}
+	c.running++
+	c.sessions.Add(1)
+	c.unused.Stop()
+	return ""
+}
+
+func (c *frontConn) releaseSession() {
+	c.front.windows.release(sessionWindow)
+	c.mu.Lock()
+	c.running--
+	c.mu.Unlock()
+	if c.front.isStopping() {
+		c.closeIfUnused()
+	}
+	c.sessions.Done()
+}
+
+func (s *frontSession) run() {
+	start := s.awaitStart()
+	ctx, cancel := context.WithCancel(s.conn.ctx)
+	defer cancel()
+	s.conn.sessions.Go(func() {
+		defer s.conn.front.recovered("requests of a session")
+		defer cancel()
+		defer close(s.gone)
+		s.drain()
+	})
+	if start == nil {
+		s.channel.Close()
+	} else {
+		s.finish(start(ctx))
+	}
+	s.awaitGone()
+}
+
+// awaitStart answers requests until one starts something, and returns what. It
+// returns nil when none does in time, or after too many.
+func (s *frontSession) awaitStart() func(context.Context) int {
+	limits := s.conn.front.limits
+	patience := s.newPatience(limits.SessionStart, startExtensions)
+	defer patience.timer.Stop()
+	for n := 1; ; n++ {
+		select {
+		case req, ok := <-s.requests:
+			if !ok {
+				return nil
+			}
+			if n > limits.Requests {
+				s.conn.front.log.Warn("ssh session closed", append(s.conn.where(), "reason", "too many requests before a command")...)
+				return nil
+			}
+			start := s.request(req)
+			req.Reply(start != nil || req.Type == "env" && s.setEnv(req.Payload), nil)
+			if start != nil {
+				s.conn.commandSeen.Store(true)
+				return start
+			}
+		case <-patience.timer.C:
+			if !patience.extend() {
+				return nil
+			}
+		}
+	}
+}
+
+// request returns what a request starts, nil for one that starts nothing. There
+// are no terminals here, no X11, no agent forwarding and no subsystems.
+func (s *frontSession) request(req *ssh.Request) func(context.Context) int {
+	switch req.Type {
+	case "shell":
+		return func(context.Context) int { return s.refuse(noShell, statusNoShell) }
+	case "exec":
+		return s.execRequest(req.Payload)
+	}
+	return nil
+}
+
+func (s *frontSession) execRequest(payload []byte) func(context.Context) int {
+	var msg struct{ Command string }
+	if err := ssh.Unmarshal(payload, &msg); err != nil {
+		return nil
+	}
+	if limit := s.conn.front.limits.CommandBytes; len(msg.Command) > limit {
+		return func(context.Context) int {
+			return s.refuse(fmt.Sprintf("command longer than %d bytes", limit), statusRefused)
+		}
+	}
+	return func(ctx context.Context) int { return s.exec(ctx, msg.Command) }
+}
+
+// setEnv keeps a variable, if it is small and has a plain name.
+func (s *frontSession) setEnv(payload []byte) bool {
+	limits := s.conn.front.limits
+	var msg struct{ Name, Value string }
+	if err := ssh.Unmarshal(payload, &msg); err != nil || !isEnvName(msg.Name) {
+		return false
+	}
+	if len(msg.Name)+len(msg.Value) > limits.EnvBytes || len(s.env) >= limits.EnvVars {
+		return false
+	}
+	if s.env == nil {
+		s.env = make(map[string]string)
+	}
+	s.env[msg.Name] = msg.Value
+	return true
+}
+
+func isEnvName(name string) bool {
+	for _, c := range []byte(name) {
+		if c != '_' && (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') {
+			return false
+		}
+	}
+	return name != ""
+}
+
+func (s *frontSession) refuse(sentence string, status int) int {
+	fmt.Fprintf(s.steady(s.channel.Stderr()), "nixbastion: %s\n", sentence)
+	return status
+}
+
+func (s *frontSession) exec(ctx context.Context, command string) (status int) {
+	stdout, stderr := s.steady(s.channel), s.steady(s.channel.Stderr())
+	defer func() {
+		if p := recover(); p != nil {
+			s.conn.front.log.Error("panic", append(s.conn.where(), "where", "command", "principal", s.who.Principal,
+				"panic", quotePeer(fmt.Sprint(p)), "stack", string(debug.Stack()))...)
+			fmt.Fprintf(stderr, "nixbastion: internal error; the log of this host has the details\n")
+			status = statusInternal
+		}
+	}()
+	return s.conn.front.exec(ctx, &Exec{
+		Identity: s.who, Command: command, Env: s.env,
+		Stdin: s.channel, Stdout: stdout, Stderr: stderr,
+		Stopping: s.conn.front.stopping,
+	})
+}
+
+func (s *frontSession) steady(w io.Writer) *steadyWriter {
+	limit := s.conn.front.limits.WriteStall
+	return &steadyWriter{w: w, limit: limit, stall: func() {
+		s.conn.abort(fmt.Sprintf("client read nothing for %s", limit))
+	}}
+}
+
+// finish sends end of file, exit status and close, in this order: what comes
+// after close is lost, and some clients look at nothing after the status.
+// Errors mean that nobody is there to read it.
+func (s *frontSession) finish(status int) {
+	s.channel.CloseWrite()
+	s.channel.SendRequest("exit-status", false, ssh.Marshal(struct{ Status uint32 }{uint32(status)}))
+	s.channel.Close()
+}
+
+// drain answers requests until the channel is gone. The connection stands still
+// for everybody on it while requests wait to be read.
+func (s *frontSession) drain() {
+	for req := range s.requests {
+		if s.lately.hit(time.Now()) > floodFactor*s.conn.front.limits.OpensPer10s {
+			s.conn.abort("flood of requests")
+		}
+		req.Reply(false, nil)
+	}
+}
+
+// awaitGone waits for the client's half of the close. Until then the library keeps
+// the channel and up to a window of unread input, so its place stays taken. A client
+// that never closes loses the connection.
+func (s *frontSession) awaitGone() {
+	patience := s.newPatience(s.conn.front.limits.WriteStall, startExtensions)
+	defer patience.timer.Stop()
+	for {
+		select {
+		case <-s.gone:
+			return
+		case <-patience.timer.C:
+			if !patience.extend() {
+				s.conn.abort("channel not closed")
+				<-s.gone
+				return
+			}
+		}
+	}
+}
+
+// patience is a time limit that is extended while the connection is busy: on a
+// slow line the answer may be queued behind other channels' data.
+type patience struct {
+	conn  *frontConn
+	timer *time.Timer
+	step  time.Duration
+	left  int   // extensions
+	seen  int64 // bytes received when the timer was set
+}
+
+func (s *frontSession) newPatience(step time.Duration, extensions int) *patience {
+	return &patience{
+		conn: s.conn, timer: time.NewTimer(step), step: step, left: extensions, seen: s.conn.received.Load(),
+	}
+}
+
+// extend is called when the timer fired; it reports false when time is up.
+func (p *patience) extend() bool {
+	received := p.conn.received.Load()
+	if received == p.seen || p.left == 0 {
+		return false
+	}
+	p.seen = received
+	p.left--
+	p.timer.Reset(p.step)
+	return true
+}

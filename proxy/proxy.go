@@ -1,0 +1,221 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sync/errgroup"
+
+	"nixbastion/cache"
+	"nixbastion/internal/nix/worker"
+	"nixbastion/policy"
+	"nixbastion/proxy/upstream"
+	"nixbastion/route"
+)
+
+// errShutdown is why builds and transfers end when the proxy stops.
+var errShutdown = errors.New("the proxy is shutting down")
+
+// Options are what a Proxy needs.
+type Options struct {
+	Policy *policy.Live
+	// Version is the proxy's own version, shown to clients beside Nix's.
+	Version string
+	Log     *slog.Logger
+}
+
+// Proxy answers Nix clients over SSH. Make one with [New], run it with Serve,
+// end it with Shutdown.
+type Proxy struct {
+	policy  *policy.Live
+	version string
+	log     *slog.Logger
+
+	front  *Front
+	cache  *cache.Cache
+	router *route.Router
+	pool   *upstream.Pool
+	builds *builds
+
+	stopFetches context.CancelCauseFunc
+}
+
+// New opens the state directory and makes ready to serve. Nothing is dialled
+// yet.
+func New(ctx context.Context, opts Options) (*Proxy, error) {
+	p := &Proxy{policy: opts.Policy, version: opts.Version, log: opts.Log}
+	if err := p.open(ctx); err != nil {
+		return nil, err
+	}
+	p.apply(p.policy.Current())
+	return p, nil
+}
+
+func (p *Proxy) open(ctx context.Context) (err error) {
+	pol := p.policy.Current()
+	if err := os.MkdirAll(pol.StateDir, 0o700); err != nil {
+		return fmt.Errorf("make state directory: %w", err)
+	}
+	logDir := filepath.Join(pol.StateDir, "tmp")
+	if err := os.MkdirAll(logDir, 0o700); err != nil {
+		return fmt.Errorf("make directory of build logs: %w", err)
+	}
+	hostKey, err := LoadOrCreateHostKey(pol.StateDir)
+	if err != nil {
+		return err
+	}
+	p.router = route.New(route.Options{})
+	p.pool = upstream.NewPool(upstream.Options{Log: p.log, OnState: p.router.SetUp})
+	p.front, err = NewFront(FrontOptions{
+		HostKeys:  []ssh.Signer{hostKey},
+		Authorize: p.authorize,
+		Exec:      p.exec,
+		Log:       p.log,
+	})
+	if err != nil {
+		return err
+	}
+	p.cache, err = cache.Open(ctx, cache.Options{
+		Dir: filepath.Join(pol.StateDir, "cache"), Size: pol.Cache.Size, Reserve: pol.Cache.SpoolReserve, Log: p.log,
+	})
+	if err != nil {
+		return fmt.Errorf("open cache: %w", err)
+	}
+	fetchCtx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	p.stopFetches = stop
+	p.builds = &builds{
+		router: p.router, pool: p.pool, cache: p.cache, policy: p.policy, logDir: logDir,
+		inflight: newInflight(), fetchCtx: fetchCtx,
+	}
+	return nil
+}
+
+// Reload takes the policy file anew. A file with mistakes is refused and the old
+// policy stays.
+func (p *Proxy) Reload() error {
+	if err := p.policy.Reload(); err != nil {
+		return err
+	}
+	p.apply(p.policy.Current())
+	return nil
+}
+
+// apply brings builders to what the policy says.
+func (p *Proxy) apply(pol *policy.Policy) {
+	p.pool.Update(pol.Builders)
+	places := make([]route.Builder, len(pol.Builders))
+	for i, b := range pol.Builders {
+		places[i] = route.Builder{
+			Name: b.Name, Systems: b.Systems, Features: b.Features, MandatoryFeatures: b.MandatoryFeatures,
+			MaxJobs: b.MaxJobs, SpeedFactor: b.SpeedFactor, Domains: b.Domains,
+		}
+	}
+	p.router.SetBuilders(places)
+}
+
+// Serve answers connections of all listeners until ctx ends, then returns nil.
+// It owns the listeners.
+func (p *Proxy) Serve(ctx context.Context, listeners []net.Listener) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, l := range listeners {
+		group.Go(func() error { return p.front.Serve(ctx, l) })
+	}
+	return group.Wait()
+}
+
+// Shutdown ends connections, builds and transfers and closes the cache. It waits
+// until all of it ended, or until ctx does.
+func (p *Proxy) Shutdown(ctx context.Context) error {
+	var errs []error
+	go p.builds.inflight.cancelAll(errShutdown) // their clients get the reason before they are closed
+	errs = append(errs, p.front.Shutdown(ctx))
+	p.builds.inflight.cancelAll(errShutdown)
+	p.stopFetches(errShutdown)
+	p.builds.fetches.Wait()
+	errs = append(errs, p.pool.Close(ctx), p.cache.Close())
+	return errors.Join(errs...)
+}
+
+// authorize is asked for every key that a client offers.
+func (p *Proxy) authorize(key ssh.PublicKey, remote netip.Addr) (Grant, error) {
+	principal, err := p.policy.Current().Identify(key, remote)
+	if err != nil {
+		return Grant{}, err
+	}
+	return Grant{Principal: principal.Name, MaxConnections: principal.MaxConnections, Data: principal}, nil
+}
+
+// exec runs what a client asked for and returns its exit status.
+func (p *Proxy) exec(ctx context.Context, x *Exec) int {
+	log := p.log.With("principal", x.Identity.Principal, "remote", x.Identity.Remote.String())
+	cmd, err := parseCommand(x.Command)
+	if err != nil {
+		log.Warn("command refused", "command", quoted(x.Command), "reason", err.Error())
+		fmt.Fprintf(x.Stderr, "nixbastion: %v\n", err)
+		return 127
+	}
+	switch cmd {
+	case commandDaemon:
+		return p.serveDaemon(ctx, x, log)
+	default:
+		return 127
+	}
+}
+
+// nixVersion is the Nix release whose daemon we answer like; clients show it
+// and decide nothing by it.
+const nixVersion = "2.34.8"
+
+func (p *Proxy) serveDaemon(ctx context.Context, x *Exec, log *slog.Logger) int {
+	principal := x.Identity.Data.(*policy.Principal)
+	s := p.newSession(principal, log)
+	defer s.close()
+	err := worker.Serve(ctx, stdio{x.Stdin, x.Stdout}, s, worker.ServeOptions{
+		DaemonVersion: fmt.Sprintf("%s (nixbastion %s)", nixVersion, p.version),
+		Trust:         trustOf(principal.Role),
+		Refuse:        p.refusal(principal),
+		OnError:       func(op string, err error) { log.Error("operation failed", "op", op, "error", err) },
+	})
+	if err != nil {
+		log.Warn("session ended", "error", err)
+		fmt.Fprintf(x.Stderr, "nixbastion: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+func (p *Proxy) newSession(principal *policy.Principal, log *slog.Logger) *session {
+	return &session{
+		principal: principal, cache: p.cache, builds: p.builds, limits: p.policy.Current().Limits, log: log,
+		pins: p.cache.NewPins(0),
+	}
+}
+
+// refusal returns why a principal's sessions are refused now, "" if they are
+// not: whoever asked for it is sent away while no builder of his is up, so that
+// his client builds by itself.
+func (p *Proxy) refusal(principal *policy.Principal) string {
+	if principal.NoBuilder != policy.NoBuilderRefuse {
+		return ""
+	}
+	down := p.router.Down(principal.Domain)
+	if down == "" {
+		return ""
+	}
+	return "no builder is up: " + down
+}
+
+func quoted(text string) string {
+	const limit = 128
+	if len(text) > limit {
+		text = text[:limit]
+	}
+	return fmt.Sprintf("%q", text)
+}

@@ -1,0 +1,164 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"nixbastion/cache"
+	"nixbastion/internal/nix"
+	"nixbastion/proxy/upstream"
+)
+
+// push brings the inputs of a build to a builder, from the cache.
+type push struct {
+	cache  *cache.Cache
+	domain string
+	inputs []*nix.PathInfo
+	log    nix.Logger
+}
+
+// run names all inputs as temporary roots, then asks which are there, then sends
+// the others: in that order, since only what is rooted cannot be collected
+// between question and build. With mustMatch a builder that holds other bytes
+// for an input is refused.
+func (p *push) run(ctx context.Context, sess *upstream.Session, mustMatch bool) error {
+	paths := make([]nix.StorePath, len(p.inputs))
+	for i, in := range p.inputs {
+		paths[i] = in.Path
+	}
+	if err := sess.AddTempRoots(ctx, paths); err != nil {
+		return err
+	}
+	valid, err := sess.QueryValidPaths(ctx, paths, false)
+	if err != nil {
+		return err
+	}
+	held := make(map[nix.StorePath]bool, len(valid))
+	for _, path := range valid {
+		held[path] = true
+	}
+	if mustMatch {
+		if err := p.compare(ctx, sess, valid); err != nil {
+			return err
+		}
+	}
+	return p.send(ctx, sess, p.missing(held))
+}
+
+// compare checks that what the builder holds is what we hold.
+func (p *push) compare(ctx context.Context, sess *upstream.Session, held []nix.StorePath) error {
+	ours := make(map[nix.StorePath]*nix.PathInfo, len(p.inputs))
+	for _, in := range p.inputs {
+		ours[in.Path] = in
+	}
+	infos, err := sess.QueryPathInfos(ctx, held)
+	if err != nil {
+		return err
+	}
+	for _, theirs := range infos {
+		if our := ours[theirs.Path]; our != nil && our.NarHash != theirs.NarHash {
+			return nix.Refuse("holds %s with other content (%s, ours is %s)", theirs.Path, theirs.NarHash, our.NarHash)
+		}
+	}
+	return nil
+}
+
+// missing returns the inputs that the builder lacks, references first.
+func (p *push) missing(held map[nix.StorePath]bool) []*nix.PathInfo {
+	byPath := make(map[nix.StorePath]*nix.PathInfo, len(p.inputs))
+	for _, in := range p.inputs {
+		byPath[in.Path] = in
+	}
+	return inOrder(p.inputs, func(path nix.StorePath) *nix.PathInfo {
+		if held[path] {
+			return nil
+		}
+		return byPath[path]
+	})
+}
+
+// inOrder sorts what lookup knows of infos so that references come first.
+func inOrder(infos []*nix.PathInfo, lookup func(nix.StorePath) *nix.PathInfo) []*nix.PathInfo {
+	var sorted []*nix.PathInfo
+	done := make(map[nix.StorePath]bool, len(infos))
+	type step struct {
+		info *nix.PathInfo
+		next int // reference to look at
+	}
+	for _, root := range infos {
+		if done[root.Path] || lookup(root.Path) == nil {
+			continue
+		}
+		done[root.Path] = true
+		stack := []step{{info: root}} // not recursion: chains of references are as long as a client likes
+		for len(stack) > 0 {
+			top := &stack[len(stack)-1]
+			if top.next == len(top.info.References) {
+				sorted = append(sorted, top.info)
+				stack = stack[:len(stack)-1]
+				continue
+			}
+			ref := top.info.References[top.next]
+			top.next++
+			if info := lookup(ref); info != nil && !done[ref] {
+				done[ref] = true
+				stack = append(stack, step{info: info})
+			}
+		}
+	}
+	return sorted
+}
+
+// announceSize is from which size on, in bytes, the client is told that its
+// inputs are sent to the builder.
+const announceSize = 8 << 20
+
+func (p *push) send(ctx context.Context, sess *upstream.Session, missing []*nix.PathInfo) error {
+	if len(missing) == 0 {
+		return nil
+	}
+	var total uint64
+	for _, in := range missing {
+		total += in.NarSize
+	}
+	if total >= announceSize {
+		nix.Line(p.log, fmt.Sprintf("sending %d paths (%.0f MiB) to '%s'", len(missing), float64(total)/(1<<20), sess.Builder()))
+	}
+	src := &cachedPaths{ctx: ctx, cache: p.cache, domain: p.domain, paths: missing}
+	defer src.close()
+	return sess.AddMultipleToStore(ctx, p.log,
+		nix.PathSource{Count: uint64(len(missing)), Next: src.next},
+		nix.AddOptions{DontCheckSigs: true})
+}
+
+// cachedPaths yields paths of the cache one by one.
+type cachedPaths struct {
+	ctx    context.Context
+	cache  *cache.Cache
+	domain string
+	paths  []*nix.PathInfo
+	open   io.ReadCloser
+}
+
+func (c *cachedPaths) next() (*nix.PathInfo, io.Reader, error) {
+	c.close()
+	if len(c.paths) == 0 {
+		return nil, nil, io.EOF
+	}
+	info := c.paths[0]
+	c.paths = c.paths[1:]
+	nar, err := c.cache.OpenNar(c.ctx, c.domain, info.Path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read input %s: %w", info.Path, err)
+	}
+	c.open = nar
+	return info, nar, nil
+}
+
+func (c *cachedPaths) close() {
+	if c.open != nil {
+		c.open.Close()
+		c.open = nil
+	}
+}

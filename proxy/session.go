@@ -1,0 +1,215 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"nixbastion/cache"
+	"nixbastion/internal/nix"
+	"nixbastion/policy"
+)
+
+// session is one client's store: what its protocol connection sees of the
+// proxy. Everything but builds is answered from the cache, within the domain of
+// the client's principal; no builder is waited for. It lives as long as the
+// protocol connection and is used by one goroutine at a time, as nix.Store
+// says.
+type session struct {
+	principal *policy.Principal
+	cache     *cache.Cache
+	builds    *builds
+	limits    policy.Limits
+	log       *slog.Logger
+
+	// pins keeps what this client was promised until it leaves.
+	pins *cache.Pins
+	// attached counts the builds attended, to keep their activity ids apart.
+	attached uint64
+}
+
+var (
+	_ nix.Store          = (*session)(nil)
+	_ nix.TempRooter     = (*session)(nil)
+	_ nix.MissingQuerier = (*session)(nil)
+	_ nix.OutputMapper   = (*session)(nil)
+	_ nix.OptionSetter   = (*session)(nil)
+)
+
+// close gives back what the session holds.
+func (s *session) close() { s.pins.Release() }
+
+func (s *session) domain() string { return s.principal.Domain }
+
+// grant says under whose name the uploads of this client enter the cache. What
+// a trusted member of a domain sends without proof stays a claim of its domain.
+func (s *session) grant() cache.Grant {
+	return cache.Grant{Domain: s.domain(), Provenance: cache.Claimed}
+}
+
+// mayWrite refuses what only a full key may do.
+func (s *session) mayWrite(what string) error {
+	if s.principal.Role == policy.RoleFull {
+		return nil
+	}
+	return nix.Refuse("key of %q has the role %s and may not %s here; the admin gives the role in the proxy's policy",
+		s.principal.Name, s.principal.Role, what)
+}
+
+// QueryValidPaths answers from the cache and pins what it promises. Nothing is
+// substituted: the cache is all there is.
+func (s *session) QueryValidPaths(_ context.Context, paths []nix.StorePath, _ bool) ([]nix.StorePath, error) {
+	return s.pins.Pin(s.domain(), paths), nil
+}
+
+// QueryPathInfo answers from the cache and pins the path.
+func (s *session) QueryPathInfo(_ context.Context, path nix.StorePath) (*nix.PathInfo, error) {
+	s.pins.Pin(s.domain(), []nix.StorePath{path})
+	return s.cache.QueryPathInfo(s.domain(), path)
+}
+
+// NarFromPath opens a NAR in the cache, or follows one that is still arriving
+// from a builder.
+func (s *session) NarFromPath(ctx context.Context, path nix.StorePath) (io.ReadCloser, error) {
+	return s.cache.OpenNar(ctx, s.domain(), path)
+}
+
+// AddTempRoots pins paths; those that are not valid yet are pinned by their
+// upload.
+func (s *session) AddTempRoots(_ context.Context, paths []nix.StorePath) error {
+	s.pins.Pin(s.domain(), paths)
+	return nil
+}
+
+// SetOptions takes a client's settings and drops them: how builders build is
+// the admin's to say.
+func (s *session) SetOptions(context.Context, nix.ClientOptions) error { return nil }
+
+// AddMultipleToStore streams uploads into the cache.
+func (s *session) AddMultipleToStore(ctx context.Context, _ nix.Logger, src nix.PathSource, opts nix.AddOptions) error {
+	if src.Count == 0 {
+		return nil
+	}
+	if err := s.mayWrite("upload paths"); err != nil {
+		return err
+	}
+	if opts.Repair {
+		return nix.Refuse("repairing paths through the proxy is not supported; repair them on the builder that holds them")
+	}
+	for {
+		info, nar, err := src.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := s.receive(ctx, info, nar); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *session) receive(ctx context.Context, claimed *nix.PathInfo, nar io.Reader) error {
+	if err := s.checkSize(claimed.Path, claimed.NarSize); err != nil {
+		return err
+	}
+	info := claimed.Clone()
+	info.Ultimate = false // a peer's word for its own trust
+	outcome, err := s.cache.Receive(ctx, info, nar, s.grant())
+	if err != nil {
+		return err
+	}
+	if outcome == cache.Differs {
+		s.log.Warn("upload differs from what the cache holds; the first one stays", "path", info.Path.String())
+	}
+	s.pins.Pin(s.domain(), []nix.StorePath{info.Path})
+	return nil
+}
+
+func (s *session) checkSize(path nix.StorePath, size uint64) error {
+	if limit := s.limits.NarSize; limit > 0 && size > uint64(limit) {
+		return nix.Refuse("path %s has a NAR of %d bytes; the proxy's limit (limits.nar_size) is %d", path, size, limit)
+	}
+	return nil
+}
+
+// BuildDerivation has a derivation built, or answers for one that was built
+// already or is being built.
+func (s *session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath nix.StorePath, drv *nix.BasicDerivation, mode nix.BuildMode) (*nix.BuildResult, error) {
+	if err := s.mayWrite("build"); err != nil {
+		return nil, err
+	}
+	o, err := s.order(drvPath, drv, mode)
+	if err != nil {
+		return nil, err
+	}
+	if result := s.knownOutputs(drv, mode); result != nil {
+		s.log.Info("outputs are known", "drv", drvPath.String())
+		return result, nil
+	}
+	s.attached++
+	result, err := s.builds.build(ctx, o, log, s.attached<<32)
+	if err != nil {
+		return nil, err
+	}
+	for _, out := range result.Outputs {
+		s.pins.Pin(s.domain(), []nix.StorePath{out.Path})
+	}
+	return result, nil
+}
+
+// knownOutputs returns a result if nothing needs to be built, else nil.
+func (s *session) knownOutputs(drv *nix.BasicDerivation, mode nix.BuildMode) *nix.BuildResult {
+	if mode != nix.BuildNormal {
+		return nil
+	}
+	paths, ok := drv.OutputPaths()
+	if !ok || len(s.pins.Pin(s.domain(), paths)) != len(paths) {
+		return nil
+	}
+	return &nix.BuildResult{Status: nix.StatusAlreadyValid, Outputs: builtOutputs(drv)}
+}
+
+// builtOutputs lists the outputs of a derivation whose paths are all known.
+func builtOutputs(drv *nix.BasicDerivation) []nix.BuiltOutput {
+	outputs := make([]nix.BuiltOutput, len(drv.Outputs))
+	for i, o := range drv.Outputs {
+		outputs[i] = nix.BuiltOutput{Name: o.Name, Path: o.Path}
+	}
+	return outputs
+}
+
+// order makes a build request of what the client sent, with its inputs looked
+// up and pinned for as long as the session lasts.
+func (s *session) order(drvPath nix.StorePath, drv *nix.BasicDerivation, mode nix.BuildMode) (*order, error) {
+	if mode != nix.BuildNormal {
+		return nil, nix.Refuse("check and repair builds do not go through the proxy yet; run them on the builder that holds the output")
+	}
+	system, features, err := drv.Requirements()
+	if err != nil {
+		return nil, nix.Refuse("derivation %s: %v", drvPath, err)
+	}
+	inputs, err := s.inputInfos(drv.InputSrcs)
+	if err != nil {
+		return nil, fmt.Errorf("build %s: %w", drvPath, err)
+	}
+	return &order{
+		principal: s.principal, drvPath: drvPath, drv: drv, mode: mode,
+		system: system, features: features, inputs: inputs, log: s.log,
+	}, nil
+}
+
+func (s *session) inputInfos(paths []nix.StorePath) ([]*nix.PathInfo, error) {
+	s.pins.Pin(s.domain(), paths)
+	infos := make([]*nix.PathInfo, len(paths))
+	for i, path := range paths {
+		info, err := s.cache.QueryPathInfo(s.domain(), path)
+		if err != nil {
+			return nil, nix.Refuse("input %s is not valid here; upload it before the build", path)
+		}
+		infos[i] = info
+	}
+	return infos, nil
+}
