@@ -72,6 +72,9 @@ func (c *Cache) enter(k key, p *publication) error {
 	return nil
 }
 
+// Path is the path that is about to arrive.
+func (a *Arrival) Path() nix.StorePath { return a.rec.info.Path }
+
 // Needed reports whether the caller is the one to bring the path.
 func (a *Arrival) Needed() bool { return a.lead }
 

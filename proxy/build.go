@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -19,6 +20,9 @@ import (
 // endTimeout is how long the end of a builder's session is waited for after its
 // build was given up; the slot is only then free for somebody else.
 const endTimeout = 15 * time.Second
+
+// errInternal is what is left of a panic.
+var errInternal = errors.New("internal error; the log of the proxy has the details")
 
 // order is a build that a client asked for, with all that decides where it may
 // run and whether two of them are the same.
@@ -160,7 +164,7 @@ func (t *tries) acquire(ctx context.Context) (*route.Lease, error) {
 	o := t.order
 	req := route.Request{
 		Principal: o.principal.Name, PrincipalMaxJobs: o.principal.MaxJobs, Domain: o.principal.Domain,
-		System: o.system, Features: o.features, Exclude: t.excluded, Inputs: make([]route.Input, len(o.inputs)),
+		Name: o.drvPath.String(), System: o.system, Features: o.features, Exclude: t.excluded, Inputs: make([]route.Input, len(o.inputs)),
 	}
 	for i, in := range o.inputs {
 		req.Inputs[i] = route.Input{ID: t.router.Intern(in.Path.String()), Size: int64(in.NarSize)}
@@ -172,21 +176,28 @@ func (t *tries) acquire(ctx context.Context) (*route.Lease, error) {
 // noLease makes a failed build of an order that no builder can or could run.
 func (t *tries) noLease(ctx context.Context, err error) (*nix.BuildResult, error) {
 	var none *route.NoBuilderError
-	if !errors.As(err, &none) {
+	if !errors.As(err, &none) && !errors.Is(err, route.ErrQueueFull) {
 		return nil, errors.Join(err, context.Cause(ctx))
 	}
 	t.order.log.Warn("no builder", "drv", t.order.drvPath.String(), "error", err)
-	return nix.Failure(nix.StatusMiscFailure, "%s", none.Error()), nil
+	return nix.Failure(nix.StatusMiscFailure, "%s", err), nil
 }
 
 // attempt runs the order on the builder of a lease. The slot is free again when
 // the builder has replied, or when its session was seen to end.
-func (t *tries) attempt(ctx context.Context, lease *route.Lease) (*nix.BuildResult, error) {
+func (t *tries) attempt(ctx context.Context, lease *route.Lease) (_ *nix.BuildResult, err error) {
 	defer lease.Release()
 	sess, err := t.pool.Get(ctx, lease.Builder())
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		// What one builder sends must not take everybody else's builds with it.
+		if p := recover(); p != nil {
+			err = t.panicked(p)
+			t.end(ctx, sess)
+		}
+	}()
 	result, err := t.buildOn(ctx, sess)
 	if err != nil {
 		t.end(ctx, sess)
@@ -198,6 +209,13 @@ func (t *tries) attempt(ctx context.Context, lease *route.Lease) (*nix.BuildResu
 		return result, nil
 	}
 	return t.takeOutputs(ctx, sess, result)
+}
+
+// panicked logs a panic in a goroutine that works for a build and returns an error in its place.
+func (t *tries) panicked(p any) error {
+	t.order.log.Error("panic", "where", "build", "drv", t.order.drvPath.String(),
+		"panic", quoted(fmt.Sprint(p)), "stack", string(debug.Stack()))
+	return errInternal
 }
 
 // end closes a session that is not to be used again and waits for its end.

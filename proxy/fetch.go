@@ -96,10 +96,16 @@ func (t *tries) logStrangeReferences(builder string, info *nix.PathInfo, outputs
 // fetch copies announced outputs into the cache and gives the session back.
 func (t *tries) fetch(sess *upstream.Session, arrivals []*cache.Arrival) {
 	ctx := t.fetchCtx
+	defer func() {
+		if p := recover(); p != nil {
+			abort(arrivals, t.panicked(p))
+			t.end(ctx, sess)
+		}
+	}()
 	for i, arrival := range arrivals {
 		if err := fill(ctx, sess, arrival); err != nil {
 			t.order.log.Error("output did not reach the cache", "builder", sess.Builder(),
-				"output", arrival.Info().Path.String(), "error", err)
+				"output", arrival.Path().String(), "error", err)
 			abort(arrivals[i:], err)
 			t.end(ctx, sess)
 			return
@@ -108,11 +114,12 @@ func (t *tries) fetch(sess *upstream.Session, arrivals []*cache.Arrival) {
 	sess.Release()
 }
 
+// fill copies one output, unless the cache has it or somebody else brings it.
 func fill(ctx context.Context, sess *upstream.Session, arrival *cache.Arrival) error {
-	if arrival.Complete() {
+	if !arrival.Needed() {
 		return nil
 	}
-	nar, err := sess.NarFromPath(ctx, arrival.Info().Path)
+	nar, err := sess.NarFromPath(ctx, arrival.Path())
 	if err != nil {
 		return err
 	}

@@ -77,6 +77,7 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 		HostKeys:  []ssh.Signer{hostKey},
 		Authorize: p.authorize,
 		Exec:      p.exec,
+		Ciphers:   pol.SSH.Ciphers,
 		Log:       p.log,
 	})
 	if err != nil {
@@ -191,10 +192,13 @@ func (p *Proxy) serveDaemon(ctx context.Context, x *Exec, log *slog.Logger) int 
 	return 0
 }
 
+// pinsPerSession bounds what one session keeps from eviction.
+const pinsPerSession = 100_000
+
 func (p *Proxy) newSession(principal *policy.Principal, log *slog.Logger) *session {
 	return &session{
 		principal: principal, cache: p.cache, builds: p.builds, limits: p.policy.Current().Limits, log: log,
-		pins: p.cache.NewPins(0),
+		pins: p.cache.NewPins(pinsPerSession),
 	}
 }
 

@@ -37,6 +37,8 @@ var (
 	_ nix.OptionSetter   = (*session)(nil)
 )
 
+var errNoRepair = nix.Refuse("repairing paths through the proxy is not supported; repair them on the builder that holds them")
+
 // close gives back what the session holds.
 func (s *session) close() { s.pins.Release() }
 
@@ -95,7 +97,7 @@ func (s *session) AddMultipleToStore(ctx context.Context, _ nix.Logger, src nix.
 		return err
 	}
 	if opts.Repair {
-		return nix.Refuse("repairing paths through the proxy is not supported; repair them on the builder that holds them")
+		return errNoRepair
 	}
 	for {
 		info, nar, err := src.Next()

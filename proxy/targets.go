@@ -91,18 +91,18 @@ func (s *session) derivation(ctx context.Context, path nix.StorePath) (*nix.Deri
 		return nil, fmt.Errorf("read derivation %s: %w", path, err)
 	}
 	defer file.Close()
-	contents, size, _, err := nar.SingleFile(file)
+	contents, err := nar.SingleFile(file)
 	if err != nil {
 		return nil, nix.Refuse("derivation %s: %v", path, err)
 	}
-	if size > maxDrvSize {
-		return nil, nix.Refuse("derivation %s has %d bytes; the limit is %d", path, size, maxDrvSize)
+	if contents.Size > maxDrvSize {
+		return nil, nix.Refuse("derivation %s has %d bytes; the limit is %d", path, contents.Size, maxDrvSize)
 	}
 	text, err := io.ReadAll(contents)
 	if err != nil {
 		return nil, fmt.Errorf("read derivation %s: %w", path, err)
 	}
-	drv, err := nix.ParseDerivation(text)
+	drv, err := nix.ParseDerivation(path.DrvName(), text)
 	if err != nil {
 		return nil, nix.Refuse("derivation %s: %v", path, err)
 	}

@@ -562,3 +562,19 @@ func TestStatusShowsTheQueue(t *testing.T) {
 		expect(t, "queue", fmt.Sprint(q.Principal, " ", q.Domain, " ", q.System, " ", q.Features, " ", q.Since.Format("15:04:05"), " ", q.Waiting), want)
 	}
 }
+
+// TestDownNamesEveryBuilderOfTheDomain guards against a principal that is sent
+// away although a builder of its domain is up, or told of those of others.
+func TestDownNamesEveryBuilderOfTheDomain(t *testing.T) {
+	other := linux("b3", 1)
+	other.Domains = []string{"e"}
+	r := newRouter(linux("b1", 1), linux("b2", 1), other)
+	r.SetUp("b1", false, "unreachable")
+	expect(t, "one is up", r.Down("d"), "")
+	r.SetUp("b2", false, "host key")
+	expect(t, "none is up", r.Down("d"), "b1 is down: unreachable, b2 is down: host key")
+	expect(t, "another domain", r.Down("e"), "")
+	expect(t, "a domain without builders", r.Down("f"), "domain 'f' has no builder")
+	r.SetUp("b1", true, "")
+	expect(t, "one came back", r.Down("d"), "")
+}

@@ -2,7 +2,9 @@ package route
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -40,6 +42,27 @@ func (r *Router) Status() Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return Status{Builders: r.builderStatus(), Queue: r.queueStatus()}
+}
+
+// Down says for people, builder by builder, why none of a domain is up; empty if
+// one is. A domain without builders has none up.
+func (r *Router) Down(domain string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var troubles []string
+	for _, p := range r.places {
+		if !p.serves(domain) {
+			continue
+		}
+		if p.up() {
+			return ""
+		}
+		troubles = append(troubles, p.Name+" is "+p.trouble())
+	}
+	if troubles == nil {
+		return fmt.Sprintf("domain '%s' has no builder", domain)
+	}
+	return strings.Join(troubles, ", ")
 }
 
 func (r *Router) builderStatus() []BuilderStatus {
