@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"nixbastion/cache"
+	"nixbastion/internal/nix"
 	"nixbastion/internal/nix/worker"
 	"nixbastion/policy"
 	"nixbastion/proxy/upstream"
@@ -21,7 +22,7 @@ import (
 )
 
 // errShutdown is why builds and transfers end when the proxy stops.
-var errShutdown = errors.New("the proxy is shutting down")
+var errShutdown error = nix.Refuse("the proxy is shutting down; try again in a moment")
 
 // Options are what a Proxy needs.
 type Options struct {
@@ -182,6 +183,7 @@ func (p *Proxy) serveDaemon(ctx context.Context, x *Exec, log *slog.Logger) int 
 		DaemonVersion: fmt.Sprintf("%s (nixbastion %s)", nixVersion, p.version),
 		Trust:         trustOf(principal.Role),
 		Refuse:        p.refusal(principal),
+		Stopping:      x.Stopping,
 		OnError:       func(op string, err error) { log.Error("operation failed", "op", op, "error", err) },
 	})
 	if err != nil {

@@ -34,6 +34,23 @@ func (r *Reader) Watch(onEnd func()) {
 	go p.run(r.src, r.buf, onEnd)
 }
 
+// MoreUntil is More that gives up when stop is closed and reports false then, too.
+// A nil stop never is.
+func (r *Reader) MoreUntil(stop <-chan struct{}) bool {
+	if stop == nil {
+		return r.More()
+	}
+	r.Watch(func() {})
+	if r.peek != nil {
+		select {
+		case <-r.peek.done:
+		case <-stop:
+			return false
+		}
+	}
+	return r.More()
+}
+
 func (p *peek) run(src io.Reader, buf []byte, onEnd func()) {
 	defer close(p.done)
 	p.n, p.err = readSome(src, buf)

@@ -27,6 +27,9 @@ type ServeOptions struct {
 	// the handshake. This is the only moment at which a build hook turns to
 	// another machine by itself.
 	Refuse string
+	// Stopping ends the session between two operations once it is closed. May be
+	// nil.
+	Stopping <-chan struct{}
 	// Limits bound what a client may send.
 	Limits Limits
 	// OnHandshake is called once with the version that was agreed on. May be nil.
@@ -40,8 +43,8 @@ type ServeOptions struct {
 }
 
 // Serve answers one client from the store: the handshake, then operations until
-// the client ends the stream between two of them, which is nil. A client that
-// leaves inside one is ErrHangUp. Whatever else is returned has been told to the
+// the client ends the stream between two of them, which is nil, as is the end
+// by Stopping. A client that leaves inside one is ErrHangUp. Whatever else is returned has been told to the
 // client where the protocol allows; the exceptions are a wrong magic number and
 // a [VersionError], which belong on the standard error of the ssh session.
 //
@@ -57,7 +60,7 @@ func Serve(ctx context.Context, rw io.ReadWriter, store nix.Store, opts ServeOpt
 	if opts.OnHandshake != nil {
 		opts.OnHandshake(s.version)
 	}
-	for s.r.More() {
+	for s.r.MoreUntil(opts.Stopping) {
 		if err := s.serveOp(ctx); err != nil {
 			return err
 		}
