@@ -1,0 +1,249 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+
+	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/worker"
+)
+
+// labBuilder is a builder of a lab. Its fields are set before newLab.
+type labBuilder struct {
+	name    string
+	maxJobs int  // 0 is 1
+	strict  bool // builder_content: match
+	trust   nix.Trust
+	// build makes the outputs of a derivation; nil writes who built it.
+	build func(ctx context.Context, b *labBuilder, log nix.Logger, drv *nix.BasicDerivation) (*nix.BuildResult, error)
+
+	hostKey  ssh.Signer
+	listener net.Listener
+
+	mu    sync.Mutex // guards what follows
+	conns map[net.Conn]bool
+	files map[nix.StorePath]labFile
+	drvs  []string // what was built, in order of begin
+	ended int      // builds that ended, in whatever way
+	fed   []string // names of paths that were sent here
+}
+
+func newLabBuilder(name string) *labBuilder {
+	return &labBuilder{name: name, trust: nix.Trusted, conns: map[net.Conn]bool{}, files: map[nix.StorePath]labFile{}}
+}
+
+func (b *labBuilder) system() string { return "x86_64-linux" }
+
+func (b *labBuilder) content() string {
+	if b.strict {
+		return "match"
+	}
+	return "accept"
+}
+
+func (b *labBuilder) start(t *testing.T) {
+	t.Helper()
+	b.hostKey = testKey("host of " + b.name)
+	var err error
+	if b.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := b.listener.Accept()
+			if err != nil {
+				return
+			}
+			b.track(conn, true)
+			serving.Go(func() {
+				defer b.track(conn, false)
+				defer conn.Close()
+				b.serve(conn, &serving)
+			})
+		}
+	})
+	t.Cleanup(func() {
+		b.listener.Close()
+		b.cut()
+		serving.Wait()
+	})
+}
+
+func (b *labBuilder) track(conn net.Conn, open bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if open {
+		b.conns[conn] = true
+	} else {
+		delete(b.conns, conn)
+	}
+}
+
+// cut breaks all connections, as a reboot does.
+func (b *labBuilder) cut() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for conn := range b.conns {
+		conn.Close()
+	}
+}
+
+// die cuts and never comes back.
+func (b *labBuilder) die() {
+	b.listener.Close()
+	b.cut()
+}
+
+func (b *labBuilder) serve(conn net.Conn, serving *sync.WaitGroup) {
+	config := &ssh.ServerConfig{PublicKeyCallback: func(_ ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+		if bytes.Equal(key.Marshal(), testKey("proxy").PublicKey().Marshal()) {
+			return nil, nil
+		}
+		return nil, errors.New("unknown key")
+	}}
+	config.AddHostKey(b.hostKey)
+	_, channels, requests, err := ssh.NewServerConn(conn, config)
+	if err != nil {
+		return
+	}
+	serving.Go(func() { ssh.DiscardRequests(requests) })
+	for newChannel := range channels {
+		ch, requests, err := newChannel.Accept()
+		if err != nil {
+			return
+		}
+		serving.Go(func() {
+			defer ch.Close()
+			for req := range requests {
+				req.Reply(req.Type == "exec", nil)
+				if req.Type == "exec" {
+					serving.Go(func() { ssh.DiscardRequests(requests) })
+					worker.Serve(context.Background(), ch, &labStore{b: b},
+						worker.ServeOptions{DaemonVersion: "2.34.8", Trust: b.trust})
+					ch.SendRequest("exit-status", false, []byte{0, 0, 0, 0})
+					return
+				}
+			}
+		})
+	}
+}
+
+func (b *labBuilder) put(f labFile) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.files[f.info.Path] = f
+}
+
+func (b *labBuilder) file(path nix.StorePath) (labFile, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f, ok := b.files[path]
+	return f, ok
+}
+
+// built are the names of the derivations that came here.
+func (b *labBuilder) built() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]string{}, b.drvs...)
+}
+
+func (b *labBuilder) sent() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]string{}, b.fed...)
+}
+
+func (b *labBuilder) endedBuilds() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.ended
+}
+
+// makeOutputs is a build that works.
+func makeOutputs(_ context.Context, b *labBuilder, _ nix.Logger, drv *nix.BasicDerivation) (*nix.BuildResult, error) {
+	result := &nix.BuildResult{Status: nix.StatusBuilt}
+	for _, o := range drv.Outputs {
+		b.put(newLabFile(o.Path, "built by "+b.name))
+		result.Outputs = append(result.Outputs, nix.BuiltOutput{Name: o.Name, Path: o.Path})
+	}
+	return result, nil
+}
+
+// labStore is a builder's store as one daemon session sees it.
+type labStore struct {
+	nix.Store // what is not below is not used
+	b         *labBuilder
+}
+
+func (s *labStore) AddTempRoots(context.Context, []nix.StorePath) error { return nil }
+
+func (s *labStore) QueryValidPaths(_ context.Context, paths []nix.StorePath, _ bool) ([]nix.StorePath, error) {
+	var valid []nix.StorePath
+	for _, path := range paths {
+		if _, ok := s.b.file(path); ok {
+			valid = append(valid, path)
+		}
+	}
+	return valid, nil
+}
+
+func (s *labStore) QueryPathInfo(_ context.Context, path nix.StorePath) (*nix.PathInfo, error) {
+	f, ok := s.b.file(path)
+	if !ok {
+		return nil, nix.ErrNotFound
+	}
+	return f.info, nil
+}
+
+func (s *labStore) NarFromPath(_ context.Context, path nix.StorePath) (io.ReadCloser, error) {
+	f, ok := s.b.file(path)
+	if !ok {
+		return nil, nix.ErrNotFound
+	}
+	return io.NopCloser(bytes.NewReader(f.nar)), nil
+}
+
+func (s *labStore) AddMultipleToStore(_ context.Context, _ nix.Logger, src nix.PathSource, _ nix.AddOptions) error {
+	for {
+		info, r, err := src.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		content, err := io.ReadAll(r)
+		if err != nil {
+			return err
+		}
+		s.b.put(labFile{info: info, nar: content})
+		s.b.mu.Lock()
+		s.b.fed = append(s.b.fed, info.Path.Name())
+		s.b.mu.Unlock()
+	}
+}
+
+func (s *labStore) BuildDerivation(ctx context.Context, log nix.Logger, drvPath nix.StorePath, drv *nix.BasicDerivation, _ nix.BuildMode) (*nix.BuildResult, error) {
+	s.b.mu.Lock()
+	s.b.drvs = append(s.b.drvs, drvPath.DrvName())
+	s.b.mu.Unlock()
+	defer func() {
+		s.b.mu.Lock()
+		defer s.b.mu.Unlock()
+		s.b.ended++
+	}()
+	build := s.b.build
+	if build == nil {
+		build = makeOutputs
+	}
+	return build(ctx, s.b, log, drv)
+}

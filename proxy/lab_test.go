@@ -1,0 +1,244 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/nar"
+	"nixbastion/internal/nix/worker"
+	"nixbastion/policy"
+)
+
+// lab is a proxy with builders that obey the test: each is an SSH server on
+// loopback with the daemon of a store in memory behind it. Clients speak the
+// worker protocol to the proxy's sessions; how they log in is shown elsewhere.
+type lab struct {
+	*testing.T
+	proxy    *Proxy
+	builders map[string]*labBuilder
+	log      *logBook
+}
+
+// labPrincipals are in every lab.
+const labPrincipals = `
+principals:
+  - {name: alice, role: full, keys: [%s]}
+  - {name: bob, role: full, keys: [%s]}
+  - {name: reader, role: read, keys: [%s]}
+  - {name: eve, role: full, domain: other, keys: [%s]}
+`
+
+// newLab starts a proxy with builders of the default domain, in order of names.
+func newLab(t *testing.T, builders ...*labBuilder) *lab {
+	t.Helper()
+	l := &lab{T: t, builders: map[string]*labBuilder{}, log: &logBook{}}
+	dir := t.TempDir()
+	identity := filepath.Join(dir, "id")
+	l.writeKey(identity, "proxy")
+	var text strings.Builder
+	fmt.Fprintf(&text, "state_dir: %s\ndomains: [{name: other}]\n", filepath.Join(dir, "state"))
+	for i, b := range builders {
+		if i == 0 {
+			text.WriteString("builders:\n")
+		}
+		l.builders[b.name] = b
+		b.start(t)
+		fmt.Fprintf(&text, "  - {name: %s, address: \"%s\", user: nix, identity_file: %s, host_keys: [%s], systems: [%s], max_jobs: %d, builder_content: %s}\n",
+			b.name, b.listener.Addr(), identity, authorizedLine(b.hostKey), b.system(), max(b.maxJobs, 1), b.content())
+	}
+	fmt.Fprintf(&text, labPrincipals, authorizedLine(testKey("alice")), authorizedLine(testKey("bob")),
+		authorizedLine(testKey("reader")), authorizedLine(testKey("eve")))
+	file := filepath.Join(dir, "config.yaml")
+	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	live, err := policy.NewLive(file)
+	if err != nil {
+		t.Fatalf("policy: %v\n%s", err, text.String())
+	}
+	l.proxy, err = New(t.Context(), Options{Policy: live, Version: "test", Log: slog.New(slog.NewJSONHandler(l.log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if err := l.proxy.Shutdown(ctx); err != nil {
+			t.Errorf("shutdown: %v", err)
+		}
+	})
+	return l
+}
+
+// writeKey writes the private key that testKey makes of a name.
+func (l *lab) writeKey(file, name string) {
+	seed := sha256.Sum256([]byte(name))
+	block, err := ssh.MarshalPrivateKey(ed25519.NewKeyFromSeed(seed[:]), "")
+	if err != nil {
+		l.Fatal(err)
+	}
+	if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+		l.Fatal(err)
+	}
+}
+
+func authorizedLine(key ssh.Signer) string {
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key.PublicKey())))
+}
+
+// labClient is one client's protocol connection.
+type labClient struct {
+	*worker.Client
+	hangUp func()
+	served chan error
+}
+
+// client opens a session of a principal.
+func (l *lab) client(principal string) *labClient {
+	l.Helper()
+	near, far := net.Pipe()
+	ctx, cancel := context.WithCancel(l.Context())
+	c := &labClient{hangUp: func() { near.Close() }, served: make(chan error, 1)}
+	s := l.proxy.newSession(l.principal(principal), l.proxy.log)
+	go func() {
+		defer far.Close()
+		defer s.close()
+		c.served <- worker.Serve(ctx, far, s, worker.ServeOptions{DaemonVersion: "test", Trust: trustOf(s.principal.Role)})
+	}()
+	l.Cleanup(func() {
+		cancel()
+		near.Close()
+		<-c.served
+	})
+	var err error
+	if c.Client, err = worker.NewClient(l.Context(), near, worker.ClientOptions{}); err != nil {
+		l.Fatal(err)
+	}
+	return c
+}
+
+func (l *lab) principal(name string) *policy.Principal {
+	l.Helper()
+	for i, p := range l.proxy.policy.Current().Principals {
+		if p.Name == name {
+			return &l.proxy.policy.Current().Principals[i]
+		}
+	}
+	l.Fatalf("no principal %q", name)
+	return nil
+}
+
+// labPath is a store path that differs with its name.
+func labPath(name string) nix.StorePath {
+	sum := sha256.Sum256([]byte(name))
+	path, err := nix.ParseStorePath(nix.StoreDir + "/" + nix.EncodeNix32(sum[:20]) + "-" + name)
+	if err != nil {
+		panic(err)
+	}
+	return path
+}
+
+// labFile is a path that holds a text.
+type labFile struct {
+	info *nix.PathInfo
+	nar  []byte
+}
+
+func newLabFile(path nix.StorePath, text string, refs ...nix.StorePath) labFile {
+	var b bytes.Buffer
+	if err := nar.WriteRegular(&b, false, uint64(len(text)), strings.NewReader(text)); err != nil {
+		panic(err)
+	}
+	return labFile{nar: b.Bytes(), info: &nix.PathInfo{
+		Path: path, References: nix.SortPaths(refs),
+		NarHash: nix.HashBytes(nix.SHA256, b.Bytes()), NarSize: uint64(b.Len()),
+	}}
+}
+
+// upload sends files in order.
+func (c *labClient) upload(ctx context.Context, files ...labFile) error {
+	rest := files
+	return c.AddMultipleToStore(ctx, nix.Discard, nix.PathSource{Count: uint64(len(files)), Next: func() (*nix.PathInfo, io.Reader, error) {
+		if len(rest) == 0 {
+			return nil, nil, io.EOF
+		}
+		f := rest[0]
+		rest = rest[1:]
+		return f.info, bytes.NewReader(f.nar), nil
+	}}, nix.AddOptions{DontCheckSigs: true})
+}
+
+// read fetches a path's NAR and checks it against its info.
+func (c *labClient) read(ctx context.Context, path nix.StorePath) (string, error) {
+	info, err := c.QueryPathInfo(ctx, path)
+	if err != nil {
+		return "", err
+	}
+	r, err := c.NarFromPath(ctx, path)
+	if err != nil {
+		return "", err
+	}
+	defer r.Close()
+	content, err := io.ReadAll(r)
+	if err != nil {
+		return "", err
+	}
+	if nix.HashBytes(nix.SHA256, content) != info.NarHash {
+		return "", errors.New("the hash is wrong, and the NAR ended well")
+	}
+	file, err := nar.SingleFile(bytes.NewReader(content))
+	if err != nil {
+		return "", err
+	}
+	text, err := io.ReadAll(file)
+	return string(text), err
+}
+
+// labDrv is a derivation with one output and these inputs.
+func labDrv(name string, inputs ...nix.StorePath) (nix.StorePath, *nix.BasicDerivation) {
+	return labPath(name + ".drv"), &nix.BasicDerivation{
+		Outputs:   []nix.DerivationOutput{{Name: "out", Path: labPath(name)}},
+		InputSrcs: nix.SortPaths(inputs), Platform: "x86_64-linux", Builder: "/bin/sh",
+		Env: []nix.EnvVar{{Name: "name", Value: name}},
+	}
+}
+
+func (c *labClient) build(ctx context.Context, log nix.Logger, name string, inputs ...nix.StorePath) (*nix.BuildResult, error) {
+	path, drv := labDrv(name, inputs...)
+	return c.BuildDerivation(ctx, log, path, drv, nix.BuildNormal)
+}
+
+// lines collects the text lines of a log.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Log(m nix.LogMessage) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text.WriteString(m.Text + "\n")
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
