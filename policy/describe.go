@@ -1,0 +1,208 @@
+package policy
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Describe says in plain words what the policy means, and prints the lines with
+// which clients reach the proxy as host, a name or an address. The error is that
+// of w, or says that host is neither.
+func (p *Policy) Describe(w io.Writer, host string) error {
+	if !isHost(host) {
+		return fmt.Errorf("%s is not the name or address of a host", quote(host))
+	}
+	t := &description{pol: p, grants: p.grantsByPrincipal()}
+	t.server()
+	for _, domain := range p.Domains {
+		t.domain(domain.Name)
+	}
+	for i := range p.Builders {
+		t.builder(&p.Builders[i])
+	}
+	t.paste(host)
+	t.warnings()
+	_, err := io.WriteString(w, t.String())
+	return err
+}
+
+// description collects the text.
+type description struct {
+	strings.Builder
+	pol    *Policy
+	grants map[string][]*grant // by the principal's name
+}
+
+func (t *description) line(depth int, format string, args ...any) {
+	fmt.Fprintf(t, strings.Repeat("  ", depth)+format+"\n", args...)
+}
+
+func (p *Policy) grantsByPrincipal() map[string][]*grant {
+	all := map[string][]*grant{}
+	for _, wire := range slices.Sorted(maps.Keys(p.keys)) {
+		g := p.keys[wire]
+		all[g.principal.Name] = append(all[g.principal.Name], g)
+	}
+	return all
+}
+
+func (t *description) server() {
+	p := t.pol
+	t.line(0, "The proxy listens on %s. %s has its host key and the cache.", strings.Join(p.Listen, " and "), p.StateDir)
+	t.line(0, "The cache holds up to %s, of which %s are for uploads alone.", sizeText(p.Cache.Size), sizeText(p.Cache.SpoolReserve))
+	t.line(0, "A NAR may have up to %s; %s of each build's log are kept.", sizeText(p.Limits.NarSize), sizeText(p.Limits.BuildLog))
+	if len(p.SSH.Ciphers) > 0 {
+		t.line(0, "Clients may choose from the ciphers %s.", strings.Join(p.SSH.Ciphers, ", "))
+	}
+}
+
+func (t *description) domain(name string) {
+	t.line(0, "\nDomain %s", name)
+	full := t.principals(name, RoleFull, "may upload, build and fetch")
+	t.principals(name, RoleRead, "may fetch only")
+	builders := t.pol.buildersOf(name)
+	if len(builders) == 0 {
+		t.line(1, "builders: none")
+	} else {
+		t.line(1, "builders: %s", strings.Join(builders, ", "))
+	}
+	if full > 0 {
+		t.line(1, "%s", powers(full, builders))
+	}
+}
+
+// principals lists those of a role and returns how many keys they have.
+func (t *description) principals(domain string, role Role, may string) (keys int) {
+	head := false
+	for _, q := range t.pol.Principals {
+		if q.Domain != domain || q.Role != role {
+			continue
+		}
+		if !head {
+			t.line(1, "%s (role %s):", may, role)
+			head = true
+		}
+		t.principal(q)
+		keys += len(t.grants[q.Name])
+	}
+	return keys
+}
+
+func (t *description) principal(q Principal) {
+	parts := []string{countOf(len(t.grants[q.Name]), "key")}
+	if q.MaxJobs > 0 {
+		parts = append(parts, "at most "+countOf(q.MaxJobs, "build")+" at once")
+	}
+	if q.MaxConnections > 0 {
+		parts = append(parts, "at most "+countOf(q.MaxConnections, "connection"))
+	}
+	if q.NoBuilder == NoBuilderRefuse {
+		parts = append(parts, "sent away while no builder is up")
+	}
+	t.line(2, "%s: %s", q.Name, strings.Join(parts, ", "))
+	for _, g := range t.grants[q.Name] {
+		if g.from != nil {
+			t.line(3, "its key %s only from %s", g.fingerprint, g.from)
+		}
+	}
+}
+
+// powers says aloud what role full amounts to.
+func powers(keys int, builders []string) string {
+	who := "Each of the " + countOf(keys, "full key") + " of this domain"
+	if keys == 1 {
+		who = "The one full key of this domain"
+	}
+	text := who + " can plant any store path for everybody of this domain"
+	if len(builders) > 0 {
+		text += ", and is as good as a trusted user of " + strings.Join(builders, ", ")
+	}
+	return text + "."
+}
+
+func (t *description) builder(b *Builder) {
+	t.line(0, "\nBuilder %s, reached as %s@%s", b.Name, b.User, b.Address)
+	t.line(1, "builds for %s", strings.Join(systemTexts(b), ", "))
+	if len(b.Features) > 0 {
+		t.line(1, "offers the features %s", strings.Join(b.Features, ", "))
+	}
+	if len(b.MandatoryFeatures) > 0 {
+		t.line(1, "takes only builds that require %s", strings.Join(b.MandatoryFeatures, " and "))
+	}
+	t.line(1, "%s at once, speed factor %s; for domain %s",
+		countOf(b.MaxJobs, "build"), speedText(b.SpeedFactor), strings.Join(b.Domains, " and "))
+	if b.RemoteProgram != "" {
+		t.line(1, "runs %s there", b.RemoteProgram)
+	}
+	if b.Content == ContentMatch {
+		t.line(1, "gets no build for which it holds an input with other bytes than the cache has (builder_content: match)")
+	} else {
+		t.line(1, "an input that it holds already is used, whatever its bytes, as Nix does (builder_content: accept)")
+	}
+}
+
+func systemTexts(b *Builder) []string {
+	var all []string
+	for _, system := range slices.Sorted(maps.Keys(b.Systems)) {
+		if speed := b.Systems[system]; speed != 1 {
+			system += " (speed " + speedText(speed) + ")"
+		}
+		all = append(all, system)
+	}
+	return all
+}
+
+// warnings name what is allowed and hardly meant.
+func (t *description) warnings() {
+	var all []string
+	warn := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
+	p := t.pol
+	if len(p.Principals) == 0 {
+		warn("there is no principal: nobody can log in")
+	}
+	if len(p.Builders) == 0 {
+		warn("there is no builder: nothing can be built")
+	}
+	for _, q := range p.Principals {
+		if len(t.grants[q.Name]) == 0 {
+			warn("principal %s has no key: nobody can log in as it", q.Name)
+		}
+		if q.Role == RoleFull && len(p.Builders) > 0 && len(p.buildersOf(q.Domain)) == 0 {
+			warn("principal %s may build, but no builder is for domain %s", q.Name, q.Domain)
+		}
+	}
+	for _, b := range p.Builders {
+		if len(p.Principals) > 0 && !slices.ContainsFunc(b.Domains, p.hasFull) {
+			warn("builder %s is for domains where nobody may build", b.Name)
+		}
+	}
+	for i, text := range all {
+		if i == 0 {
+			t.line(0, "")
+		}
+		t.line(0, "warning: %s", text)
+	}
+}
+
+func (p *Policy) buildersOf(domain string) []string {
+	var all []string
+	for _, b := range p.Builders {
+		if slices.Contains(b.Domains, domain) {
+			all = append(all, b.Name)
+		}
+	}
+	return all
+}
+
+func countOf(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return strconv.Itoa(n) + " " + thing + "s"
+}
+
+func speedText(speed float64) string { return strconv.FormatFloat(speed, 'f', -1, 64) }

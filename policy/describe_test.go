@@ -1,0 +1,105 @@
+package policy
+
+import (
+	"bytes"
+	"encoding/base64"
+	"os"
+	"strings"
+	"testing"
+)
+
+func describe(t *testing.T, pol *Policy, host string) string {
+	t.Helper()
+	var out bytes.Buffer
+	if err := pol.Describe(&out, host); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+// Guards against a description that leaves out what somebody may do. Read the
+// golden file as an admin would.
+func TestDescribeSaysWhatThePolicyMeans(t *testing.T) {
+	d, text := example(t)
+	text = strings.Replace(text, "state_dir: /var/lib/nixbastion", "state_dir: state", 1)
+	d.write("state/"+hostKeyFile, authorizedLine("proxy")+" nixbastion host key\n", 0o644)
+	got := strings.ReplaceAll(describe(t, d.load(t, text), "nix.example.org"), string(d), "DIR")
+	const golden = "testdata/describe.txt"
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+// Guards against lines that clients cannot use as they are: Nix decodes the last
+// field and puts it behind the host's name.
+func TestMachinesLineHasTheUnionAndTheHostKey(t *testing.T) {
+	d := newDir(t)
+	d.write("state/"+hostKeyFile, authorizedLine("proxy")+" nixbastion host key\n", 0o644)
+	text := "state_dir: state\n" + builderText("    features: [kvm]\n    max_jobs: 20\n") +
+		strings.Replace(strings.TrimPrefix(builderText("    mandatory_features: [big, kvm]\n"), "builders:\n"), "name: b1", "name: b2", 1) +
+		"principals: [{name: anna, role: full, keys: [" + authorizedLine("anna") + "]}]\n"
+	text = strings.Replace(text, "systems: [x86_64-linux]", "systems: [x86_64-linux, aarch64-linux]", 1)
+	key := base64.StdEncoding.EncodeToString([]byte(authorizedLine("proxy")))
+	for host, line := range map[string]string{
+		"proxy":       "ssh-ng://proxy aarch64-linux,x86_64-linux /root/.ssh/id_ed25519 84 1 big,kvm - " + key,
+		"2001:db8::1": "ssh-ng://[2001:db8::1] aarch64-linux,x86_64-linux /root/.ssh/id_ed25519 84 1 big,kvm - " + key,
+	} {
+		got := describe(t, d.load(t, text), host)
+		for _, want := range []string{line, host + " " + authorizedLine("proxy")} {
+			if !strings.Contains(got, "\n  "+want+"\n") {
+				t.Errorf("no line %q in:\n%s", want, got)
+			}
+		}
+	}
+	for _, host := range []string{"", "a b", "proxy\nother ssh-ed25519 AAAA"} {
+		if err := d.load(t, text).Describe(&bytes.Buffer{}, host); err == nil {
+			t.Errorf("host %q: accepted", host)
+		}
+	}
+}
+
+// Guards against lines for a port that most versions of Nix cannot be told in a URL.
+func TestAnotherPortComesWithItsSSHConfig(t *testing.T) {
+	d := newDir(t)
+	principals := "principals: [{name: anna, role: full, keys: [" + authorizedLine("anna") + "]}]\n"
+	got := describe(t, d.load(t, minimal+`listen: [":2222"]`+"\n"+principals), "proxy")
+	if !strings.Contains(got, "\n  Host proxy\n    Port 2222\n    HostKeyAlias proxy\n") {
+		t.Errorf("got:\n%s", got)
+	}
+	got = describe(t, d.load(t, minimal+`listen: [":2222", ":22"]`+"\n"+principals), "proxy")
+	if strings.Contains(got, "Port") {
+		t.Errorf("got:\n%s", got)
+	}
+}
+
+// Guards against policies that are valid and hardly meant.
+func TestDescribeWarns(t *testing.T) {
+	d := newDir(t)
+	d.write("no.keys", "", 0o644)
+	for text, want := range map[string]string{
+		minimal:                   "warning: there is no principal: nobody can log in\nwarning: there is no builder: nothing can be built\n",
+		minimal + builderText(""): "warning: there is no principal: nobody can log in\n",
+		minimal + builderText("") + "principals: [{name: board, role: read, keys: [" + authorizedLine("board") + "]}]\n": "warning: builder b1 is for domains where nobody may build\n",
+		minimal + "domains: [{name: ci}]\n" + builderText("") +
+			"principals: [{name: ci, role: full, domain: ci, authorized_keys: no.keys}]\n": "warning: principal ci has no key: nobody can log in as it\n" +
+			"warning: principal ci may build, but no builder is for domain ci\nwarning: builder b1 is for domains where nobody may build\n",
+	} {
+		got := describe(t, d.load(t, text), "proxy")
+		if _, warnings, _ := strings.Cut(got, "\nwarning: "); "warning: "+warnings != want {
+			t.Errorf("%s\ngot:\n%s\nwant the warnings:\n%s", text, got, want)
+		}
+	}
+	full := minimal + builderText("") + "principals: [{name: anna, role: full, keys: [" + authorizedLine("anna") + "]}]\n"
+	if got := describe(t, d.load(t, full), "proxy"); strings.Contains(got, "warning") {
+		t.Errorf("got:\n%s", got)
+	}
+}

@@ -1,0 +1,78 @@
+package policy
+
+import (
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"unicode"
+
+	"github.com/skeema/knownhosts"
+)
+
+// The largest files that are read, in bytes. They are far above real ones and
+// keep a wrong name, of a disk image say, from filling memory.
+const (
+	maxPolicyBytes   = 1 << 20
+	maxKeysBytes     = 4 << 20 // known_hosts and authorized_keys
+	maxIdentityBytes = 64 << 10
+)
+
+// disk is what a policy reads besides its own bytes.
+type disk interface {
+	// read returns what a regular file has, up to limit bytes.
+	read(path string, limit int64) ([]byte, fs.FileMode, error)
+	// hostKeyTypes returns the types of the keys that a known_hosts file has for
+	// an address with port.
+	hostKeyTypes(path, address string) ([]string, error)
+}
+
+type realDisk struct{}
+
+func (realDisk) read(path string, limit int64) ([]byte, fs.FileMode, error) {
+	// Looked at before it is opened: opening a pipe would wait for its writer.
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, 0, fmt.Errorf("open %s: not a regular file", path)
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, limit+1))
+	if err == nil && int64(len(text)) > limit {
+		err = fmt.Errorf("read %s: the file is larger than %s", path, sizeText(limit))
+	}
+	return text, info.Mode().Perm(), err
+}
+
+func (realDisk) hostKeyTypes(path, address string) ([]string, error) {
+	db, err := knownhosts.NewDB(path)
+	if err != nil {
+		return nil, err
+	}
+	return db.HostKeyAlgorithms(address), nil
+}
+
+// fullPath makes a path of the file a full one.
+func (d *decoder) fullPath(path string) (string, error) {
+	if strings.HasPrefix(path, "~") {
+		return "", refuse("write the path in full", "path %s begins with ~, which only a shell understands", quote(path))
+	}
+	if strings.ContainsFunc(path, unicode.IsControl) {
+		return "", refuse("write the path on one line", "path %s has a control character", quote(path))
+	}
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(d.dir, path)
+	}
+	return filepath.Clean(path), nil
+}
+
+// othersMayWrite is the permission that no file about keys may give.
+const othersMayWrite = 0o002

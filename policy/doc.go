@@ -1,0 +1,16 @@
+// Package policy reads the one YAML file that says who may do what: the builders,
+// the principals that may use them, and the domains that keep principals apart.
+//
+// Begin with [Load], or with [NewLive] for a policy that follows its file. The
+// reading is strict: whatever is not understood is a mistake, all mistakes are
+// found at once, and each names its place in the file; see [Mistakes]. What a
+// valid file means is said in plain words by Policy.Describe.
+//
+// A file is read in three steps. document.go turns its bytes into one tree of YAML
+// nodes without anything that YAML can hide things in. The decoders of
+// settings.go, builders.go and principals.go take the tree apart; each knows the
+// keys of one mapping. relations.go then looks at what parts say about each
+// other.
+//
+// Nothing is denied here by a rule: who is not named has no rights at all.
+package policy

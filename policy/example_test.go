@@ -1,0 +1,76 @@
+package policy
+
+import (
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// example returns config.example.yaml with the paths of a directory that has what
+// the file names.
+func example(t *testing.T) (dir, string) {
+	t.Helper()
+	text, err := os.ReadFile("../config.example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDir(t)
+	d.write("known_hosts", "[2001:db8::17]:2222 "+authorizedLine("arm1")+"\n", 0o644)
+	d.write("runners.keys", "# runners\n"+authorizedLine("runner")+"\n", 0o644)
+	return d, strings.ReplaceAll(string(text), "/etc/nixbastion", string(d))
+}
+
+// commentedOut are the settings that the example has as comments.
+var commentedOut = regexp.MustCompile(`(?m)^( *)#([a-z_]+:)`)
+
+// Guards against an example that nobody can start from.
+func TestExampleLoadsAsItIs(t *testing.T) {
+	d, text := example(t)
+	pol := d.load(t, text)
+	if len(pol.Builders) != 2 || len(pol.Principals) != 2 || len(pol.keys) != 3 {
+		t.Errorf("got %d builders, %d principals, %d keys", len(pol.Builders), len(pol.Principals), len(pol.keys))
+	}
+}
+
+// Guards against keys that the example forgot, and against alternatives in it that
+// would be refused.
+func TestExampleNamesEveryKeyOfTheSchema(t *testing.T) {
+	d, text := example(t)
+	all := commentedOut.ReplaceAllString(text, "$1$2")
+	dec := newDecoder(d.path("policy.yaml"), realDisk{})
+	dec.decode([]byte(all))
+	if err := dec.mistakes.sorted(dec.file); err != nil {
+		t.Fatal(err)
+	}
+	for key, there := range dec.schema {
+		if !there {
+			t.Errorf("%s is not in config.example.yaml", key)
+		}
+	}
+	for _, key := range []string{"listen", "cache.size", "builders.known_hosts", "principals.no_builder", "domains.name"} {
+		if _, known := dec.schema[key]; !known {
+			t.Errorf("%s is not in the schema: this test looks at nothing", key)
+		}
+	}
+}
+
+// Guards against defaults in the example that are not those of the program: with
+// all comments made settings, the policy is the same but for what the file says to
+// be no default.
+func TestExampleTellsTheDefaults(t *testing.T) {
+	d, text := example(t)
+	plain := d.load(t, text)
+	all := d.load(t, commentedOut.ReplaceAllString(text, "$1$2"))
+	if !slices.Equal(plain.Listen, all.Listen) || plain.Limits != all.Limits || plain.Log != all.Log {
+		t.Errorf("listen, limits or log: %v %+v %+v, as comments %v %+v %+v", plain.Listen, plain.Limits, plain.Log, all.Listen, all.Limits, all.Log)
+	}
+	a, b := plain.Builders[0], all.Builders[0]
+	if a.Content != b.Content || !slices.Equal(a.Domains, b.Domains) {
+		t.Errorf("builder: %+v, as comments %+v", a, b)
+	}
+	if p, q := plain.Principals[0], all.Principals[0]; p.Domain != q.Domain || p.NoBuilder != q.NoBuilder {
+		t.Errorf("principal: %+v, as comments %+v", p, q)
+	}
+}

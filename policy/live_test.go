@@ -1,0 +1,109 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+)
+
+func withKey(name string) string {
+	return minimal + "principals: [{name: " + name + ", role: full, keys: [" + authorizedLine(name) + "]}]\n"
+}
+
+func lets(p *Policy, name string) bool {
+	_, err := p.Identify(testKey(name), netip.MustParseAddr("192.0.2.1"))
+	return err == nil
+}
+
+// Guards against a file with mistakes that closes the door for everybody, or opens
+// it half.
+func TestReloadKeepsTheOldPolicyOnMistakes(t *testing.T) {
+	d := newDir(t)
+	file := d.write("policy.yaml", withKey("anna"), 0o644)
+	live, err := NewLive(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := live.Current()
+	d.write("policy.yaml", withKey("otto")+"nonsense: 1\n", 0o644)
+	if err := live.Reload(); err == nil || !strings.Contains(err.Error(), "policy.yaml:3:1: unknown key") {
+		t.Errorf("got %v", err)
+	}
+	if live.Current() != before || !lets(live.Current(), "anna") || lets(live.Current(), "otto") {
+		t.Error("the policy changed")
+	}
+	d.write("policy.yaml", withKey("otto"), 0o644)
+	if err := live.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	if lets(live.Current(), "anna") || !lets(live.Current(), "otto") {
+		t.Error("the policy did not change")
+	}
+	if !lets(before, "anna") || lets(before, "otto") {
+		t.Error("who still has the old policy sees it change")
+	}
+}
+
+// Guards against a removed key that goes on to work because the file with the rest
+// is refused: a file of keys may become empty.
+func TestTheLastKeyOfAFileCanBeRemoved(t *testing.T) {
+	d := newDir(t)
+	d.write("some.keys", authorizedLine("anna")+"\n", 0o644)
+	live, err := NewLive(d.write("policy.yaml", minimal+"principals: [{name: anna, role: full, authorized_keys: some.keys}]\n", 0o644))
+	if err != nil || !lets(live.Current(), "anna") {
+		t.Fatalf("%v", err)
+	}
+	d.write("some.keys", "", 0o644)
+	if err := live.Reload(); err != nil || lets(live.Current(), "anna") {
+		t.Errorf("still in; %v", err)
+	}
+}
+
+// Guards against a half-made policy that somebody can see; the race detector looks.
+func TestReloadWhileOthersLook(t *testing.T) {
+	d := newDir(t)
+	live, err := NewLive(d.write("policy.yaml", withKey("anna"), 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 50 {
+				if !lets(live.Current(), "anna") {
+					t.Error("not let in")
+				}
+			}
+		})
+		wg.Go(func() {
+			for range 10 {
+				if err := live.Reload(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestNewLiveRefusesMistakes(t *testing.T) {
+	if live, err := NewLive(newDir(t).write("policy.yaml", "x: 1\n", 0o644)); err == nil || live != nil {
+		t.Errorf("got %v, %v", live, err)
+	}
+}
+
+// Guards against changes that are taken and then do nothing, without a word.
+func TestNeedsRestartNamesWhatDoesNotCountYet(t *testing.T) {
+	d := newDir(t)
+	before := d.load(t, withKey("anna"))
+	after := d.load(t, strings.Replace(withKey("otto"), "lib", "cache", 1)+
+		"listen: [\":2222\"]\nssh: {ciphers: [aes128-ctr]}\ncache: {size: 1GiB}\nlog: {level: debug}\nlimits: {nar_size: 1GiB}\n"+builderText(""))
+	if got := before.NeedsRestart(after); !slices.Equal(got, []string{"listen", "state_dir", "ssh", "cache", "log"}) {
+		t.Errorf("got %v", got)
+	}
+	if got := before.NeedsRestart(d.load(t, withKey("otto")+builderText(""))); len(got) != 0 {
+		t.Errorf("principals and builders count at once; got %v", got)
+	}
+}

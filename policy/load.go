@@ -1,0 +1,73 @@
+package policy
+
+import (
+	"log/slog"
+	"path/filepath"
+)
+
+// Load reads and checks a policy file, with the files that it names. Relative
+// paths in it start from its own directory. The error is of type *[Mistakes].
+func Load(file string) (*Policy, error) {
+	text, mode, err := realDisk{}.read(file, maxPolicyBytes)
+	if err == nil && mode&othersMayWrite != 0 {
+		err = refuse("chmod o-w "+file, "everybody may write this file (mode %#o), and so decide who gets in", mode)
+	}
+	if err != nil {
+		return nil, &Mistakes{List: []Mistake{{File: file, Text: err.Error(), Hint: hintOf(err)}}}
+	}
+	return parse(file, text, realDisk{})
+}
+
+func parse(file string, text []byte, disk disk) (*Policy, error) {
+	d := newDecoder(file, disk)
+	d.decode(text)
+	if err := d.mistakes.sorted(file); err != nil {
+		return nil, err
+	}
+	return d.pol, nil
+}
+
+func newDecoder(file string, disk disk) *decoder {
+	dir, err := filepath.Abs(filepath.Dir(file))
+	if err != nil {
+		dir = filepath.Dir(file) // the working directory is gone; relative to it is what is left
+	}
+	return &decoder{
+		file: file, dir: dir, disk: disk, pol: defaults(), schema: map[string]bool{}, keys: keyring{},
+		domainsSeen: names{}, buildersSeen: names{}, principalsSeen: names{},
+	}
+}
+
+func (d *decoder) decode(text []byte) {
+	root := d.document(text)
+	if root == nil {
+		return
+	}
+	d.settings(root)
+	d.relations()
+	d.index()
+}
+
+// Defaults of what a file does not say.
+const (
+	defaultListen     = ":22"
+	defaultCacheSize  = 50 << 30
+	defaultNarSize    = 64 << 30
+	defaultBuildLog   = 64 << 20
+	defaultSSHPort    = "22"
+	defaultMaxJobs    = 1
+	defaultDomainName = "default"
+	// defaultReserveShare is the part of the cache that is kept for uploads.
+	defaultReserveShare = 10
+)
+
+func defaults() *Policy {
+	return &Policy{
+		Listen:  []string{defaultListen},
+		Cache:   Cache{Size: defaultCacheSize, SpoolReserve: -1},
+		Limits:  Limits{NarSize: defaultNarSize, BuildLog: defaultBuildLog},
+		Log:     Log{Level: slog.LevelInfo, Format: "json"},
+		Domains: []Domain{{Name: defaultDomainName}},
+		keys:    map[string]*grant{},
+	}
+}

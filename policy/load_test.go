@@ -1,0 +1,160 @@
+package policy
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+const minimal = "state_dir: /var/lib/nixbastion\n"
+
+func builderText(extra string) string {
+	return "builders:\n  - name: b1\n    address: b1.example.org\n    user: nix\n    identity_file: builder-key\n" +
+		"    host_keys: [" + authorizedLine("b1") + "]\n    systems: [x86_64-linux]\n" + extra
+}
+
+// Guards against defaults that open something: the least policy lets nobody in.
+func TestDefaultsOfTheLeastPolicy(t *testing.T) {
+	pol := newDir(t).load(t, minimal)
+	if len(pol.Principals) != 0 || len(pol.keys) != 0 || len(pol.Builders) != 0 {
+		t.Errorf("somebody is in: %+v", pol)
+	}
+	if len(pol.Domains) != 1 || pol.Domains[0].Name != "default" || len(pol.Listen) != 1 || pol.Listen[0] != ":22" {
+		t.Errorf("domains %v, listen %v", pol.Domains, pol.Listen)
+	}
+	if pol.Cache != (Cache{50 << 30, 5 << 30}) || pol.Limits != (Limits{BuildLog: 64 << 20, NarSize: 64 << 30}) {
+		t.Errorf("cache %+v, limits %+v", pol.Cache, pol.Limits)
+	}
+	if pol.Log != (Log{slog.LevelInfo, "json"}) || pol.SSH.Ciphers != nil {
+		t.Errorf("log %+v, ciphers %v", pol.Log, pol.SSH.Ciphers)
+	}
+}
+
+// Guards against settings that end up in another field.
+func TestSettingsArriveWhereTheyBelong(t *testing.T) {
+	d := newDir(t)
+	d.write("hosts", "b2.example.org,[b2.example.org]:2222 "+authorizedLine("b2")+"\n", 0o644)
+	pol := d.load(t, `
+listen: ["192.0.2.1:22", "[::1]:2222"]
+state_dir: state
+ssh: {ciphers: [aes256-gcm@openssh.com]}
+cache: {size: 3TiB, spool_reserve: 0}
+limits: {nar_size: 7MiB, build_log: 9 KiB}
+log: {level: warn, format: text}
+domains: [{name: ci}]
+`+builderText(`    features: [kvm]
+    mandatory_features: [big]
+    max_jobs: 3
+    speed_factor: 1.5
+    remote_program: /opt/nix/bin/nix-daemon
+    domains: [ci]
+    builder_content: match
+  - name: b2
+    address: "b2.example.org:2222"
+    user: builder
+    identity_file: builder-key
+    known_hosts: hosts
+    systems: {aarch64-linux: 0.5, armv7l-linux: 1}
+principals:
+  - {name: anna, role: read, domain: ci, keys: [`+authorizedLine("anna")+`], max_jobs: 4, max_connections: 5, no_builder: refuse}
+`))
+	if pol.StateDir != d.path("state") || pol.Listen[1] != "[::1]:2222" || pol.SSH.Ciphers[0] != "aes256-gcm@openssh.com" {
+		t.Errorf("got %+v", pol)
+	}
+	if pol.Cache != (Cache{3 << 40, 0}) || pol.Limits != (Limits{NarSize: 7 << 20, BuildLog: 9 << 10}) || pol.Log != (Log{slog.LevelWarn, "text"}) {
+		t.Errorf("cache %+v, limits %+v, log %+v", pol.Cache, pol.Limits, pol.Log)
+	}
+	b := pol.Builders[0]
+	if b.Name != "b1" || b.Address != "b1.example.org:22" || b.User != "nix" || b.IdentityFile != d.path("builder-key") ||
+		len(b.HostKeys) != 1 || b.KnownHosts != "" || b.Systems["x86_64-linux"] != 1 || b.Features[0] != "kvm" || b.MandatoryFeatures[0] != "big" ||
+		b.MaxJobs != 3 || b.SpeedFactor != 1.5 || b.RemoteProgram != "/opt/nix/bin/nix-daemon" || b.Domains[0] != "ci" || b.Content != ContentMatch {
+		t.Errorf("builder %+v", b)
+	}
+	b = pol.Builders[1]
+	if b.Address != "b2.example.org:2222" || b.KnownHosts != d.path("hosts") || len(b.HostKeys) != 0 || b.Systems["aarch64-linux"] != 0.5 ||
+		b.MaxJobs != 1 || b.SpeedFactor != 1 || b.Domains[0] != "default" || b.Content != ContentAccept {
+		t.Errorf("builder %+v", b)
+	}
+	if want := (Principal{"anna", RoleRead, "ci", 4, 5, NoBuilderRefuse}); pol.Principals[0] != want {
+		t.Errorf("principal %+v, want %+v", pol.Principals[0], want)
+	}
+}
+
+func TestBuilderAddresses(t *testing.T) {
+	for text, want := range map[string]string{
+		"b1": "b1:22", "b1:2222": "b1:2222", "192.0.2.1": "192.0.2.1:22", "2001:db8::1": "[2001:db8::1]:22",
+		"[2001:db8::1]": "[2001:db8::1]:22", "[2001:db8::1]:2222": "[2001:db8::1]:2222", "b1.example.org.": "b1.example.org.:22",
+	} {
+		if got, err := builderAddress(text); got != want || err != nil {
+			t.Errorf("%s: got %s, %v", text, got, err)
+		}
+	}
+}
+
+// Guards against a wrong file name that fills memory, or hangs.
+func TestFilesThatAreNoPoliciesAreRefusedUnread(t *testing.T) {
+	d := newDir(t)
+	pipe := d.path("pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		d.write("big.yaml", minimal+strings.Repeat("#", maxPolicyBytes), 0o644): "larger than 1MiB",
+		pipe:                                 "not a regular file",
+		string(d):                            "not a regular file",
+		d.path("none.yaml"):                  "no such file",
+		d.write("open.yaml", minimal, 0o666): "everybody may write this file",
+	} {
+		if pol, err := Load(name); err == nil || pol != nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), name) {
+			t.Errorf("%s: got %v, %v", filepath.Base(name), pol, err)
+		}
+	}
+	if _, err := Load(d.write("most.yaml", minimal+strings.Repeat("#", maxPolicyBytes-len(minimal)), 0o644)); err != nil {
+		t.Errorf("a policy of 1 MiB: %v", err)
+	}
+}
+
+// The same for the files that a policy names. Whoever may write them decides who
+// gets in.
+func TestFilesOfKeysAreBoundedAndNotForEverybodyToWrite(t *testing.T) {
+	d := newDir(t)
+	large := d.write("large", strings.Repeat("#", maxKeysBytes+1), 0o644)
+	open := d.write("open", "b1.example.org "+authorizedLine("b1")+"\n", 0o646)
+	for file, want := range map[string]string{large: "larger than 4MiB", open: "everybody may write"} {
+		for _, text := range []string{
+			minimal + strings.Replace(builderText(""), "host_keys: ["+authorizedLine("b1")+"]", "known_hosts: "+file, 1),
+			minimal + "principals: [{name: anna, role: full, authorized_keys: " + file + "}]\n",
+		} {
+			_, err := Load(d.write("policy.yaml", text, 0o644))
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: got %v", text, err)
+			}
+		}
+	}
+}
+
+// Guards against a flood of messages for a file of another kind.
+func TestMistakesAreBounded(t *testing.T) {
+	d := newDir(t)
+	_, err := Load(d.write("policy.yaml", minimal+"builders:\n"+strings.Repeat("  - x\n", 1000), 0o644))
+	m := err.(*Mistakes)
+	if len(m.List) != maxMistakes || m.More != 1000-maxMistakes || !strings.HasSuffix(err.Error(), "\nand 800 more") {
+		t.Errorf("%d mistakes and %d more", len(m.List), m.More)
+	}
+}
+
+// Guards against samples that pass because of the umask of whoever ran the test.
+func TestIdentityMayBeReadableByItsOwnerAlone(t *testing.T) {
+	d := newDir(t)
+	for mode, fine := range map[os.FileMode]bool{0o600: true, 0o400: true, 0o640: false, 0o604: false, 0o610: false} {
+		d.write("builder-key", privatePEM(testPrivateKey("builder")), mode)
+		_, err := Load(d.write("policy.yaml", minimal+builderText(""), 0o644))
+		if (err == nil) != fine {
+			t.Errorf("mode %#o: %v", mode, err)
+		}
+	}
+}

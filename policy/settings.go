@@ -1,0 +1,135 @@
+package policy
+
+import (
+	"log/slog"
+	"slices"
+	"strings"
+
+	"golang.org/x/crypto/ssh"
+	"gopkg.in/yaml.v3"
+)
+
+// settings reads the mapping that the whole file is.
+func (d *decoder) settings(n *yaml.Node) {
+	p := d.pol
+	values := d.mapping(n, "",
+		setting{"listen", func(n *yaml.Node) { p.Listen = d.listen(n) }},
+		setting{"state_dir", func(n *yaml.Node) { p.StateDir, _ = d.path(n) }},
+		setting{"ssh", d.ssh},
+		setting{"cache", d.cache},
+		setting{"limits", d.limits},
+		setting{"log", d.log},
+		setting{"domains", d.domains},
+		setting{"builders", func(n *yaml.Node) { d.list(n, d.builder) }},
+		setting{"principals", func(n *yaml.Node) { d.list(n, d.principal) }},
+	)
+	d.require(n, values, "the file",
+		[2]string{"state_dir", "name the directory for the host key and the cache: state_dir: /var/lib/nixbastion"})
+	if p.Cache.SpoolReserve < 0 {
+		p.Cache.SpoolReserve = p.Cache.Size / defaultReserveShare
+	}
+}
+
+func (d *decoder) listen(n *yaml.Node) []string {
+	all := d.texts(n, checkListen)
+	if n.Kind == yaml.SequenceNode && len(n.Content) == 0 {
+		d.mistake(n, `name an address, as ":22"`, "there is nothing to listen on")
+	}
+	return all
+}
+
+// path reads the name of a file or directory.
+func (d *decoder) path(n *yaml.Node) (string, bool) {
+	text, ok := d.text(n)
+	if !ok {
+		return "", false
+	}
+	full, err := d.fullPath(text)
+	if err != nil {
+		d.mistake(n, hintOf(err), "%v", err)
+	}
+	return full, err == nil
+}
+
+func (d *decoder) ssh(n *yaml.Node) {
+	d.mapping(n, "ssh.",
+		setting{"ciphers", func(n *yaml.Node) { d.pol.SSH.Ciphers = d.ciphers(n) }},
+	)
+}
+
+// ciphers are those that the front can offer, the fastest first.
+var ciphers = []string{
+	ssh.CipherAES128GCM, ssh.CipherAES256GCM, ssh.CipherChaCha20Poly1305,
+	ssh.CipherAES128CTR, ssh.CipherAES192CTR, ssh.CipherAES256CTR,
+}
+
+func (d *decoder) ciphers(n *yaml.Node) []string {
+	all := d.texts(n, func(name string) error {
+		if !slices.Contains(ciphers, name) {
+			return refuse("known ciphers: "+strings.Join(ciphers, ", "), "unknown cipher %s", quote(name))
+		}
+		return nil
+	})
+	if n.Kind == yaml.SequenceNode && len(n.Content) == 0 {
+		d.mistake(n, "remove the key, and the proxy chooses for each client", "no cipher is left to offer")
+	}
+	return all
+}
+
+func (d *decoder) cache(n *yaml.Node) {
+	c := &d.pol.Cache
+	values := d.mapping(n, "cache.",
+		setting{"size", func(n *yaml.Node) { d.sizeInto(&c.Size, n, 1) }},
+		setting{"spool_reserve", func(n *yaml.Node) { d.sizeInto(&c.SpoolReserve, n, 0) }},
+	)
+	if at := values["spool_reserve"]; at != nil && c.SpoolReserve >= c.Size {
+		d.mistake(at, "a tenth of the size is usual", "spool_reserve (%s) must be less than the size of the cache (%s), of which it is a part",
+			sizeText(c.SpoolReserve), sizeText(c.Size))
+	}
+}
+
+func (d *decoder) sizeInto(to *int64, n *yaml.Node, least int64) {
+	if bytes, ok := d.size(n, least); ok {
+		*to = bytes
+	}
+}
+
+func (d *decoder) limits(n *yaml.Node) {
+	l := &d.pol.Limits
+	d.mapping(n, "limits.",
+		setting{"nar_size", func(n *yaml.Node) { d.sizeInto(&l.NarSize, n, 1<<10) }},
+		setting{"build_log", func(n *yaml.Node) { d.sizeInto(&l.BuildLog, n, 1<<10) }},
+	)
+}
+
+func (d *decoder) log(n *yaml.Node) {
+	l := &d.pol.Log
+	d.mapping(n, "log.",
+		setting{"level", func(n *yaml.Node) {
+			l.Level, _ = choice(d, n, map[string]slog.Level{
+				"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
+			})
+		}},
+		setting{"format", func(n *yaml.Node) {
+			l.Format, _ = choice(d, n, map[string]string{"json": "json", "text": "text"})
+		}},
+	)
+}
+
+// domains adds those of the file to the one that is always there.
+func (d *decoder) domains(n *yaml.Node) {
+	d.list(n, func(item *yaml.Node) {
+		values := d.mapping(item, "domains.",
+			setting{"name", func(n *yaml.Node) { d.domain(n) }},
+		)
+		d.require(item, values, "a domain", [2]string{"name", "name it: - name: ci"})
+	})
+}
+
+func (d *decoder) domain(n *yaml.Node) {
+	name, ok := d.checkedText(n, checkName)
+	if !ok || !d.domainsSeen.add(d, "domain", name, n) || name == defaultDomainName {
+		return
+	}
+	d.pol.Domains = append(d.pol.Domains, Domain{Name: name})
+}
