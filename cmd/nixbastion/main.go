@@ -1,0 +1,83 @@
+// Command nixbastion is the one host that Nix clients list: it answers their
+// remote-store protocol over SSH and has each derivation built on the builder
+// that suits it. Subcommands stand in one file each.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/alecthomas/kong"
+)
+
+// version is set by the linker in releases.
+var version = "0.1.0-dev"
+
+type cli struct {
+	Serve   serveCmd   `cmd:"" help:"Serve Nix clients as the policy file says."`
+	Check   checkCmd   `cmd:"" help:"Check a policy file and print what it means."`
+	Version versionCmd `cmd:"" help:"Print the version."`
+}
+
+type versionCmd struct{}
+
+func (versionCmd) Run(out io.Writer) error {
+	_, err := fmt.Fprintln(out, "nixbastion", version)
+	return err
+}
+
+// The exit statuses of the command.
+const (
+	exitFailure  = 1
+	exitMistakes = 2 // the command line or the policy file has mistakes
+)
+
+// errMistakes says that the mistakes were printed already.
+var errMistakes = errors.New("the policy file has mistakes")
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func run(args []string, stdout, stderr io.Writer) (status int) {
+	var commands cli
+	parser, err := kong.New(&commands,
+		kong.Name("nixbastion"),
+		kong.Description("One SSH host for all Nix builders."),
+		kong.UsageOnError(),
+		kong.Writers(stdout, stderr),
+		kong.BindTo(stdout, (*io.Writer)(nil)),
+		kong.Exit(func(int) { panic(exitEarly{}) }),
+	)
+	if err != nil {
+		fmt.Fprintln(stderr, "nixbastion:", err)
+		return exitFailure
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			if _, help := r.(exitEarly); !help {
+				panic(r)
+			}
+			status = 0
+		}
+	}()
+	ctx, err := parser.Parse(args)
+	if err != nil {
+		fmt.Fprintf(stderr, "nixbastion: %v\nhint: nixbastion --help lists the commands\n", err)
+		return exitMistakes
+	}
+	switch err := ctx.Run(); {
+	case err == nil:
+		return 0
+	case errors.Is(err, errMistakes):
+		return exitMistakes
+	default:
+		fmt.Fprintln(stderr, "nixbastion:", err)
+		return exitFailure
+	}
+}
+
+// exitEarly is what kong's wish to exit, after --help, becomes.
+type exitEarly struct{}

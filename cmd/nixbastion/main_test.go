@@ -1,0 +1,80 @@
+package main
+
+import (
+	"crypto/ed25519"
+	"encoding/pem"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"go.uber.org/goleak"
+	"golang.org/x/crypto/ssh"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"nixbastion": func() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) },
+	})
+}
+
+// The command as a shell sees it: text, streams and exit statuses.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(env *testscript.Env) error {
+			return os.WriteFile(filepath.Join(env.WorkDir, "builder-key"), privatePEM("client"), 0o600)
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"exits": exits},
+	})
+}
+
+// exits runs a command that must end with a status: exits 2 nixbastion check FILE.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits STATUS COMMAND ARG...")
+	}
+	got := 0
+	err := ts.Exec(args[1], args[2:]...)
+	var status *exec.ExitError
+	switch {
+	case errors.As(err, &status):
+		got = status.ExitCode()
+	case err != nil:
+		ts.Fatalf("%v", err)
+	}
+	if strconv.Itoa(got) != args[0] {
+		ts.Fatalf("exit status %d, expected %s", got, args[0])
+	}
+}
+
+func noLeaks(t *testing.T) {
+	t.Helper()
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+}
+
+// testSigner makes the same key of the same name.
+func testSigner(name string) ssh.Signer {
+	signer, err := ssh.NewSignerFromKey(privateKey(name))
+	if err != nil {
+		panic(err)
+	}
+	return signer
+}
+
+func privateKey(name string) ed25519.PrivateKey {
+	seed := make([]byte, ed25519.SeedSize)
+	copy(seed, name)
+	return ed25519.NewKeyFromSeed(seed)
+}
+
+func privatePEM(name string) []byte {
+	block, err := ssh.MarshalPrivateKey(privateKey(name), "")
+	if err != nil {
+		panic(err)
+	}
+	return pem.EncodeToMemory(block)
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"nixbastion/policy"
+	"nixbastion/proxy"
+)
+
+type serveCmd struct {
+	Config string `help:"The policy file." required:"" type:"path"`
+}
+
+// shutdownTimeout is how long running operations get to end after SIGTERM.
+const shutdownTimeout = 20 * time.Second
+
+// Run serves until SIGTERM or SIGINT. SIGHUP loads the policy file again.
+func (c serveCmd) Run() error {
+	live, err := policy.NewLive(c.Config)
+	if err != nil {
+		return reportMistakes(err)
+	}
+	log := newLogger(live.Current().Log)
+	tuneMemory()
+
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	p, err := proxy.New(ctx, proxy.Options{Policy: live, Version: version, Log: log})
+	if err != nil {
+		return err
+	}
+	listeners, err := listenAll(live.Current().Listen)
+	if err != nil {
+		return errors.Join(err, shutdown(p))
+	}
+	stopReloads := reloadOnHangup(p, log)
+	defer stopReloads()
+	log.Info("serving", "version", version, "listen", live.Current().Listen, "config", c.Config)
+	err = p.Serve(ctx, listeners)
+	log.Info("shutting down")
+	return errors.Join(err, shutdown(p))
+}
+
+func newLogger(l policy.Log) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: l.Level}
+	if l.Format == "text" {
+		return slog.New(slog.NewTextHandler(os.Stderr, opts))
+	}
+	return slog.New(slog.NewJSONHandler(os.Stderr, opts))
+}
+
+func listenAll(addresses []string) ([]net.Listener, error) {
+	var listeners []net.Listener
+	for _, address := range addresses {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			for _, open := range listeners {
+				open.Close()
+			}
+			return nil, fmt.Errorf("listen on %s: %w", address, err)
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}
+
+// reloadOnHangup loads the policy again at each SIGHUP. The function returned
+// ends that and waits for it.
+func reloadOnHangup(p *proxy.Proxy, log *slog.Logger) (stop func()) {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range hangups {
+			if err := p.Reload(); err != nil {
+				log.Error("policy refused; the old one stays", "error", err.Error())
+				continue
+			}
+			log.Info("policy loaded")
+		}
+	}()
+	return func() {
+		signal.Stop(hangups)
+		close(hangups)
+		<-done
+	}
+}
+
+func shutdown(p *proxy.Proxy) error {
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	defer cancel()
+	return p.Shutdown(ctx)
+}
