@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 )
 
 // Signature is a named ed25519 signature of a path's fingerprint. Only
@@ -21,6 +22,9 @@ func ParseSignature(s string) (Signature, error) {
 	name, text, ok := strings.Cut(s, ":")
 	if !ok || name == "" {
 		return Signature{}, fmt.Errorf("signature %q has no key name", clip(s))
+	}
+	if strings.ContainsFunc(name, unicode.IsControl) { // a line of its own in a narinfo file
+		return Signature{}, fmt.Errorf("signature %q has a control character in its key name", clip(s))
 	}
 	raw, err := base64.StdEncoding.DecodeString(text)
 	if err != nil {

@@ -150,3 +150,14 @@ const (
 	Trusted
 	NotTrusted
 )
+
+// String is for logs and people.
+func (t Trust) String() string {
+	switch t {
+	case Trusted:
+		return "trusted"
+	case NotTrusted:
+		return "not trusted"
+	}
+	return "unknown"
+}

@@ -80,3 +80,7 @@ func readOnce(src io.Reader, p []byte) (int, error) {
 
 // Size returns the number of bytes handed on: behind the end, the NAR's size.
 func (r *Reader) Size() uint64 { return r.v.Size() }
+
+// Done reports whether the archive was handed on to its last byte, so that the
+// next Read returns io.EOF and asks the source for nothing.
+func (r *Reader) Done() bool { return r.v.Done() }

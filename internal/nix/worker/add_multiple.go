@@ -19,8 +19,8 @@ func (q *request) addMultipleToStore() (func(), error) {
 	return nil, q.framed(func(payload io.Reader) error {
 		entries := q.newEntries(payload)
 		count := entries.Count(q.limits.Paths)
-		if entries.Err() != nil {
-			return entries.Err()
+		if err := entries.Err(); err != nil {
+			return fmt.Errorf("read the count of an upload: %w", cut(err, "before the count of its paths"))
 		}
 		src := nix.PathSource{Count: uint64(count), Next: entries.next}
 		entries.left = count
@@ -54,7 +54,7 @@ func (e *entries) next() (*nix.PathInfo, io.Reader, error) {
 	e.conn.readMessage()
 	info := e.conn.readValidPathInfo()
 	if err := e.Err(); err != nil {
-		return nil, nil, fmt.Errorf("read path info of an upload: %w", e.cut(err))
+		return nil, nil, fmt.Errorf("read path info of an upload: %w", cut(err, "inside a path info"))
 	}
 	e.nar = newSized(e.Reader, info)
 	return info, e.nar, nil
@@ -79,9 +79,9 @@ func (e *entries) end() error {
 }
 
 // cut makes a sentence of frames that end too early.
-func (e *entries) cut(err error) error {
+func cut(err error, where string) error {
 	if err == io.ErrUnexpectedEOF {
-		return &nix.UserError{Message: "upload ends inside a path info", Err: err}
+		return &nix.UserError{Message: "upload ends " + where, Err: err}
 	}
 	return err
 }

@@ -142,15 +142,21 @@ func (c *conn) readOldBuiltOutput() nix.BuiltOutput {
 
 // readKeyedResults reads the results of several targets.
 func (c *conn) readKeyedResults() []nix.KeyedBuildResult {
-	return wire.List(c.r, c.limits.Paths, func() nix.KeyedBuildResult {
-		return nix.KeyedBuildResult{Target: c.readDerivedPath(), Result: c.readBuildResult()}
-	})
+	return wire.List(c.r, c.limits.Paths, c.readKeyedResult)
+}
+
+func (c *conn) readKeyedResult() nix.KeyedBuildResult {
+	return nix.KeyedBuildResult{Target: c.readDerivedPath(), Result: c.readBuildResult()}
+}
+
+func (c *conn) writeKeyedResult(r nix.KeyedBuildResult) {
+	c.writeDerivedPath(r.Target)
+	c.writeBuildResult(r.Result)
 }
 
 func (c *conn) writeKeyedResults(results []nix.KeyedBuildResult) {
 	c.w.Uint64(uint64(len(results)))
 	for _, r := range results {
-		c.writeDerivedPath(r.Target)
-		c.writeBuildResult(r.Result)
+		c.writeKeyedResult(r)
 	}
 }

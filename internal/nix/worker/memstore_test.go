@@ -1,23 +1,22 @@
 package worker
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"strings"
-	"sync"
 
 	"nixbastion/internal/nix"
 	"nixbastion/internal/nix/nar"
+	"nixbastion/internal/nix/storetest"
 )
 
-// memStore is a store in memory that implements everything the protocol has.
+// memStore is a store in memory that implements everything the protocol has. It
+// records what it was asked and answers what a test sets; paths it takes as they
+// come.
 type memStore struct {
-	mu    sync.Mutex
-	paths map[nix.StorePath]memPath
+	*storetest.Memory
 
 	roots        []nix.StorePath
 	options      nix.ClientOptions
@@ -46,43 +45,21 @@ type coreStore struct{ nix.Store }
 
 func newMemStore() *memStore {
 	return &memStore{
-		paths:        make(map[nix.StorePath]memPath),
+		Memory:       storetest.NewMemory(),
 		realisations: make(map[nix.DrvOutput]nix.Realisation),
 		outputs:      make(map[nix.StorePath]map[string]nix.StorePath),
 	}
 }
 
-func (m *memStore) put(info *nix.PathInfo, nar []byte) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.paths[info.Path] = memPath{info, nar}
-}
+func (m *memStore) put(info *nix.PathInfo, nar []byte) { m.Put(storetest.Object{Info: info, NAR: nar}) }
 
-func (m *memStore) get(path nix.StorePath) (memPath, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	p, ok := m.paths[path]
-	if !ok {
-		return p, fmt.Errorf("get %s: %w", path, nix.ErrNotFound)
+// at returns what the store has at a path, nothing if it is not valid.
+func (m *memStore) at(path nix.StorePath) memPath {
+	o, err := m.Get(path)
+	if err != nil {
+		return memPath{}
 	}
-	return p, nil
-}
-
-func (m *memStore) QueryValidPaths(_ context.Context, paths []nix.StorePath, _ bool) ([]nix.StorePath, error) {
-	return slices.DeleteFunc(slices.Clone(paths), func(p nix.StorePath) bool {
-		_, err := m.get(p)
-		return err != nil
-	}), nil
-}
-
-func (m *memStore) QueryPathInfo(_ context.Context, path nix.StorePath) (*nix.PathInfo, error) {
-	p, err := m.get(path)
-	return p.info, err
-}
-
-func (m *memStore) NarFromPath(_ context.Context, path nix.StorePath) (io.ReadCloser, error) {
-	p, err := m.get(path)
-	return io.NopCloser(bytes.NewReader(p.nar)), err
+	return memPath{o.Info, o.NAR}
 }
 
 func (m *memStore) AddToStore(_ context.Context, _ nix.Logger, req nix.AddToStoreRequest, dump io.Reader) (*nix.PathInfo, error) {
@@ -161,54 +138,6 @@ func (m *memStore) QueryDerivationOutputMap(_ context.Context, drvPath nix.Store
 	return outputs, nil
 }
 
-func (m *memStore) QueryReferrers(_ context.Context, path nix.StorePath) ([]nix.StorePath, error) {
-	var found []nix.StorePath
-	for p, entry := range m.paths {
-		if slices.Contains(entry.info.References, path) {
-			found = append(found, p)
-		}
-	}
-	return found, nil
-}
-
-func (m *memStore) QueryValidDerivers(ctx context.Context, path nix.StorePath) ([]nix.StorePath, error) {
-	p, err := m.get(path)
-	if err != nil {
-		return nil, err
-	}
-	return []nix.StorePath{p.info.Deriver}, nil
-}
-
-func (m *memStore) QueryPathFromHashPart(_ context.Context, hashPart string) (nix.StorePath, error) {
-	for p := range m.paths {
-		if p.HashPart() == hashPart {
-			return p, nil
-		}
-	}
-	return nix.StorePath{}, nix.ErrNotFound
-}
-
-func (m *memStore) QueryAllValidPaths(context.Context) ([]nix.StorePath, error) {
-	return slices.Collect(maps.Keys(m.paths)), nil
-}
-
-func (m *memStore) AddSignatures(_ context.Context, path nix.StorePath, sigs []string) error {
-	p, err := m.get(path)
-	if err != nil {
-		return err
-	}
-	info := p.info.Clone()
-	for _, text := range sigs {
-		sig, err := nix.ParseSignature(text)
-		if err != nil {
-			return nix.Refuse("%v", err)
-		}
-		info.Sigs = append(info.Sigs, sig)
-	}
-	m.put(info, p.nar)
-	return nil
-}
-
 func (m *memStore) RegisterDrvOutput(_ context.Context, r nix.Realisation) error {
 	m.realisations[r.ID] = r
 	return nil
@@ -229,27 +158,10 @@ func (m *memStore) SetOptions(_ context.Context, opts nix.ClientOptions) error {
 
 // The values that tests send.
 
-func storePath(s string) nix.StorePath {
-	p, err := nix.ParseStorePath(s)
-	if err != nil {
-		panic(err)
-	}
-	return p
-}
-
 // pathNamed makes a path of which only the name matters.
-func pathNamed(name string) nix.StorePath {
-	hash := nix.EncodeNix32(nix.HashBytes(nix.SHA256, []byte(name)).Bytes()[:20])
-	return storePath(nix.StoreDir + "/" + hash + "-" + name)
-}
+func pathNamed(name string) nix.StorePath { return storetest.Path(name) }
 
-func narOf(content string) []byte {
-	var b bytes.Buffer
-	if err := nar.WriteRegular(&b, false, uint64(len(content)), strings.NewReader(content)); err != nil {
-		panic(err)
-	}
-	return b.Bytes()
-}
+func narOf(content string) []byte { return storetest.File(content) }
 
 func infoOf(name string, content []byte, refs ...nix.StorePath) *nix.PathInfo {
 	return &nix.PathInfo{

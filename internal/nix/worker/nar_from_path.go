@@ -115,6 +115,9 @@ func (n *narReader) end(err error) {
 
 // Close frees the session if the NAR was read to its end, and else breaks it.
 func (n *narReader) Close() error {
+	if n.err == nil && n.src.Done() {
+		n.end(io.EOF)
+	}
 	if n.err == nil {
 		n.err = n.call.abandon(errors.New("NAR was closed before its end"))
 	}

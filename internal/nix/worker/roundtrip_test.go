@@ -151,6 +151,29 @@ func TestEveryOperationRoundTripsAtEveryVersion(t *testing.T) {
 	}
 }
 
+// A reader of NARs who knows their size stops at the last byte and closes, without
+// a Read that returns io.EOF. Guards against taking that for a NAR that was given
+// up in the middle, which ends the session: the second output of a build would
+// never arrive.
+func TestNarThatWasReadToItsLastByteLeavesTheSession(t *testing.T) {
+	store := newMemStore()
+	c := dial(t, store, ClientOptions{}, ServeOptions{Trust: nix.Trusted})
+	ctx, paths := context.Background(), somePaths()
+	check(t, "upload", c.AddMultipleToStore(ctx, &logRecorder{}, sourceOf(paths...), nix.AddOptions{}))
+	for _, p := range paths {
+		r, err := c.NarFromPath(ctx, p.info.Path)
+		check(t, "nar from path", err)
+		_, err = io.ReadFull(r, make([]byte, p.info.NarSize))
+		check(t, "read nar", errors.Join(err, r.Close()))
+	}
+	if !c.Reusable() {
+		t.Error("session is not reusable")
+	}
+	_, err := c.QueryPathInfo(ctx, paths[0].info.Path)
+	check(t, "query path info", err)
+	check(t, "end of the session", c.hangUp())
+}
+
 func testHandshake(t *testing.T, c *served) {
 	if c.version >= sinceDaemonVersion && c.DaemonVersion() != "2.34.8 (test)" {
 		t.Errorf("daemon version %q", c.DaemonVersion())
@@ -168,7 +191,7 @@ func testUpload(t *testing.T, c *served, store *memStore) {
 	same(t, "number of log messages", len(log.messages), len(paths))
 	check(t, "empty upload", c.AddMultipleToStore(ctx, log, sourceOf(), nix.AddOptions{}))
 	for _, p := range paths {
-		same(t, "uploaded", store.paths[p.info.Path], p)
+		same(t, "uploaded", store.at(p.info.Path), p)
 		info, err := c.QueryPathInfo(ctx, p.info.Path)
 		check(t, "query path info", err)
 		same(t, "path info", info, p.info)
@@ -222,7 +245,7 @@ func testQueries(t *testing.T, c *served, store *memStore) {
 
 	sig := "c-1:" + strings.Repeat("A", 86) + "=="
 	check(t, "add signatures", c.AddSignatures(ctx, dep.Path, []string{sig}))
-	same(t, "signatures", store.paths[dep.Path].info.Sigs, []nix.Signature{mustSig(sig)})
+	same(t, "signatures", store.at(dep.Path).info.Sigs, []nix.Signature{mustSig(sig)})
 	opts := nix.ClientOptions{KeepGoing: true, Verbosity: 3, MaxBuildJobs: 4, MaxSilentTime: 5, BuildCores: 6, UseSubstitutes: true, Overrides: map[string]string{"timeout": "7"}}
 	check(t, "set options", c.SetOptions(ctx, opts))
 	same(t, "options", store.options, opts)

@@ -154,7 +154,7 @@ func (q *request) answer(fields func(), err error) error {
 	if q.r.Err() != nil {
 		return q.fail(q.r.Err())
 	}
-	hungUp := context.Cause(q.ctx) == ErrHangUp // asked before the client has its reply and may leave
+	hungUp := !q.answered && context.Cause(q.ctx) == ErrHangUp // asked before the client has its reply and may leave
 	switch {
 	case q.answered:
 	case err != nil:

@@ -146,9 +146,14 @@ func (q *request) bare(use func(payload io.Reader) error) error {
 
 // pulled lets use read an upload which the client sends piece by piece as it is
 // asked to, and which has info.NarSize bytes. Nothing that was not asked for is
-// on its way, so there is nothing to skip.
+// on its way, so only the last piece may have a rest to skip.
 func (q *request) pulled(info *nix.PathInfo, use func(payload io.Reader) error) error {
-	return use(&puller{request: q, left: info.NarSize})
+	p := &puller{request: q, left: info.NarSize}
+	err := use(p)
+	if skipErr := p.skipPiece(); skipErr != nil {
+		return skipErr
+	}
+	return err
 }
 
 // pullSize is how much a client is asked for at once.
@@ -196,4 +201,15 @@ func (p *puller) ask() error {
 	}
 	p.piece = p.r.StringBody(limit)
 	return p.r.Err()
+}
+
+// skipPiece reads what the store left of the client's last answer, which the
+// client sends to its end.
+func (p *puller) skipPiece() error {
+	if p.piece == nil {
+		return nil
+	}
+	_, err := io.Copy(io.Discard, p.piece)
+	p.piece = nil
+	return err
 }
