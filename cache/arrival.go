@@ -40,15 +40,19 @@ func (c *Cache) Announce(info *nix.PathInfo, g Grant) (*Arrival, error) {
 		a.pub = c.pendingAs(k, seen)
 		return a, nil
 	}
+	mine := keyOf(g.Domain, info.Path)
+	if other := c.holders(nil, true, mine)[mine]; other != nil {
+		return nil, clash(info.Path, other)
+	}
 	a.lead = true
-	a.pub, err = c.announce(rec, keyOf(g.Domain, info.Path))
+	a.pub, err = c.announce(rec, mine)
 	return a, err
 }
 
 // announce makes the path visible in its domain. Nobody vouches for it before
 // it is verified, and other domains do not see it until then.
 func (c *Cache) announce(rec *record, k key) (*publication, error) {
-	s, err := c.newSpool(forOutput)
+	s, err := c.newSpool(forOutput, rec.info.References)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +90,11 @@ func (a *Arrival) Fill(ctx context.Context, nar io.Reader) (Outcome, error) {
 		return 0, errors.New("arrival was filled or aborted before")
 	}
 	if !a.lead {
-		return a.c.receive(ctx, a.rec, nar, a.grant, forOutput)
+		s, err := a.c.newSpool(forOutput, a.rec.info.References)
+		if err != nil {
+			return 0, err
+		}
+		return a.c.receive(ctx, a.rec, s, nar, a.grant)
 	}
 	if err := a.pub.spool.take(ctx, a.rec.info, nar); err != nil {
 		a.c.drop(a.pub.spool, a.pub, err)

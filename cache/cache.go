@@ -33,6 +33,11 @@ type Options struct {
 	// HotRecords bounds the records and negative answers kept in memory; zero
 	// means [DefaultHotRecords].
 	HotRecords int
+	// PinnedPaths and PinnedBytes bound what one owner of [Pins] may hold, in
+	// paths and in bytes of their NARs; zero means [DefaultPinnedPaths] and half
+	// of Size.
+	PinnedPaths int
+	PinnedBytes int64
 	// Log gets what an admin should know; nil means slog.Default.
 	Log *slog.Logger
 	// Now is the clock of registration and recency; nil means time.Now.
@@ -49,12 +54,20 @@ type Cache struct {
 	log     *slog.Logger
 	now     func() time.Time
 
+	// pinnedPaths and pinnedBytes bound each owner of pins.
+	pinnedPaths int
+	pinnedBytes int64
+
 	keeper   *keeper
 	counters counters
 	// scanning says that published paths may be missing in the index.
 	scanning atomic.Bool
-	stop     context.CancelFunc // ends the goroutines of wg
-	wg       sync.WaitGroup
+	// lost says that they will be missing until the next start.
+	lost atomic.Bool
+	// scanEnded is closed when the background scan of Open has ended.
+	scanEnded chan struct{}
+	stop      context.CancelFunc // ends the goroutines of wg
+	wg        sync.WaitGroup
 
 	// mu guards the fields below. It comes before the locks of spools and of
 	// the room, and nothing is read or written on disk under it.
@@ -68,8 +81,9 @@ type Cache struct {
 	// changes counts what happened to the index: an answer read before a
 	// change must not enter hot after it.
 	changes uint64
-	pins    map[string]int    // by hash part, in all domains
-	claims  map[string]*claim // by hash part
+	pins    map[string]int       // holders by hash part, in all domains
+	owners  map[string]*pinOwner // of pins, by name
+	claims  map[string]*claim    // by hash part
 	// touched has the paths used since recency was last written.
 	touched map[key]int64
 }
@@ -78,8 +92,9 @@ type Cache struct {
 // outside the index is looked for in the background. It fails if another process
 // has the cache open. The context bounds nothing but the opening.
 func Open(ctx context.Context, o Options) (*Cache, error) {
-	if o.Dir == "" {
-		return nil, errors.New("open cache: no directory")
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("open cache: %w", err)
 	}
 	c, err := open(o)
 	if err != nil {
@@ -90,9 +105,36 @@ func Open(ctx context.Context, o Options) (*Cache, error) {
 	c.wg.Go(func() { c.keeper.run(background) })
 	if c.index.incomplete {
 		c.scanning.Store(true)
-		c.wg.Go(func() { c.rebuild(background) })
+		c.wg.Go(func() {
+			defer close(c.scanEnded)
+			c.rebuild(background)
+		})
+	} else {
+		close(c.scanEnded)
 	}
 	return c, nil
+}
+
+func (o Options) withDefaults() (Options, error) {
+	o.Size = orDefault(o.Size, DefaultSize)
+	o.HotRecords = orDefault(o.HotRecords, DefaultHotRecords)
+	o.PinnedPaths = orDefault(o.PinnedPaths, DefaultPinnedPaths)
+	o.PinnedBytes = orDefault(o.PinnedBytes, o.Size/2)
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	switch {
+	case o.Dir == "":
+		return o, errors.New("no directory")
+	case o.Size < 0 || o.HotRecords < 0 || o.PinnedPaths < 0 || o.PinnedBytes < 0:
+		return o, errors.New("a negative bound")
+	case o.Reserve < 0 || o.Reserve >= o.Size:
+		return o, fmt.Errorf("a reserve of %d bytes in a size of %d", o.Reserve, o.Size)
+	}
+	return o, nil
 }
 
 func open(o Options) (*Cache, error) {
@@ -115,7 +157,7 @@ func openIn(root *os.Root, o Options) (*Cache, error) {
 	if err := makeLayout(root); err != nil {
 		return nil, err
 	}
-	x, err := openIndex(root) // first: it is what keeps a second process out
+	x, err := openIndex(root, o.Log) // first: it is what keeps a second process out
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +173,7 @@ func newCache(root *os.Root, x *index, o Options) (*Cache, error) {
 	if err != nil {
 		return nil, err
 	}
-	hot, err := simplelru.NewLRU[key, *record](orDefault(o.HotRecords, DefaultHotRecords), nil)
+	hot, err := simplelru.NewLRU[key, *record](o.HotRecords, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -140,20 +182,14 @@ func newCache(root *os.Root, x *index, o Options) (*Cache, error) {
 		return nil, err
 	}
 	c := &Cache{
-		root: root, index: x, scratch: scratch, hot: hot,
-		log: o.Log, now: o.Now,
-		pending: map[key]*publication{}, pins: map[string]int{},
+		root: root, index: x, scratch: scratch, hot: hot, log: o.Log, now: o.Now,
+		pinnedPaths: o.PinnedPaths, pinnedBytes: o.PinnedBytes, scanEnded: make(chan struct{}),
+		pending: map[key]*publication{}, pins: map[string]int{}, owners: map[string]*pinOwner{},
 		claims: map[string]*claim{}, touched: map[key]int64{},
-	}
-	if c.log == nil {
-		c.log = slog.Default()
-	}
-	if c.now == nil {
-		c.now = time.Now
 	}
 	c.counters.paths.Store(paths)
 	c.keeper = newKeeper(c)
-	c.room = newRoom(orDefault(o.Size, DefaultSize), o.Reserve, bytes, c.keeper.evictSoon)
+	c.room = newRoom(o.Size, o.Reserve, bytes, c.keeper.evictSoon)
 	return c, nil
 }
 
@@ -182,7 +218,7 @@ func (c *Cache) Close() error {
 	flushErr := c.flush(nil)
 	c.stop()
 	c.wg.Wait()
-	return errors.Join(flushErr, c.scratch.close(c.root), c.index.close(flushErr == nil && !c.scanning.Load()), c.root.Close())
+	return errors.Join(flushErr, c.scratch.close(c.root), c.index.close(flushErr == nil && c.complete()), c.root.Close())
 }
 
 // abandonArrivals fails those who follow what will not come to its end.

@@ -77,7 +77,7 @@ func (c *Cache) commit(ctx context.Context, rec *record, s *spool, g Grant, own 
 		select {
 		case <-rival.settled:
 		case <-ctx.Done():
-			s.discard(context.Cause(ctx))
+			c.drop(s, own, context.Cause(ctx))
 			return 0, context.Cause(ctx)
 		}
 	}
@@ -102,9 +102,9 @@ func (r *record) sameBytes(other *record) bool {
 // decide needs the claim on the path. It takes over the spool.
 func (c *Cache) decide(rec *record, s *spool, g Grant, own *publication) (Outcome, error) {
 	mine, public := keyOf(g.Domain, rec.info.Path), keyOf(publicDomain, rec.info.Path)
-	have := c.holders(own, mine, public)
+	have := c.holders(own, false, mine, public)
 	if old := have[mine]; old != nil && old.info.Path != rec.info.Path {
-		err := nix.Refuse("path '%s' cannot be stored, since '%s' has the same hash", rec.info.Path, old.info.Path)
+		err := clash(rec.info.Path, old)
 		c.drop(s, own, err)
 		return 0, err
 	}
@@ -132,15 +132,21 @@ func (c *Cache) decide(rec *record, s *spool, g Grant, own *publication) (Outcom
 	return outcome, c.install(records, s, own)
 }
 
+// clash refuses a path that would have the narinfo file of another.
+func clash(p nix.StorePath, old *record) error {
+	return nix.Refuse("path '%s' cannot be stored, since '%s' has the same hash", p, old.info.Path)
+}
+
 // holders returns who has a record already, apart from the arrival that asks.
+// What is merely announced may still fail and counts only with announced.
 // What is pending is looked at first: it leaves there only after it came into
 // the index, and nothing enters without the claim that the caller holds.
-func (c *Cache) holders(own *publication, keys ...key) map[key]*record {
+func (c *Cache) holders(own *publication, announced bool, keys ...key) map[key]*record {
 	have := map[key]*record{}
 	var ask []key
 	c.mu.Lock()
 	for _, k := range keys {
-		if p := c.pending[k]; p != nil && p != own {
+		if p := c.pending[k]; p != nil && p != own && (announced || !p.arriving) {
 			have[k] = p.records[k]
 		} else {
 			ask = append(ask, k)

@@ -42,13 +42,14 @@
 //	           verified and answered from memory                        (commit.go)
 //	keeper     up to 50 of them at a time: sync, rename NARs, rename
 //	           narinfos, sync, one index transaction: durable           (keeper.go, publish.go)
-//	evict      least recently used first, narinfo before NAR            (evict.go)
+//	evict      least recently used first, referrers before what they
+//	           refer to, narinfo before NAR                             (evict.go)
 //
 // # Concurrency
 //
 // Cache.mu guards what is in memory (pending publications, hot records, pins,
 // claims) and is never held across I/O. The index is changed by the keeper
-// alone. Whoever decides about a path (commit, eviction) holds its claim; whoever
+// alone, which is checked as a whole when it is opened (indexcheck.go). Whoever decides about a path (commit, eviction) holds its claim; whoever
 // was promised a path holds a pin, and an eviction claims no pinned path. Locks
 // are taken in the order Cache.mu, then a spool's or the room's.
 //

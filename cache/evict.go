@@ -10,41 +10,78 @@ import (
 // verified does not wait long.
 const evictGroup = 64
 
+const (
+	// maxDeferred bounds the records that one transaction moves behind their
+	// referrers.
+	maxDeferred = 4096
+	// maxIdle is how often in a row it is tried again when records were moved
+	// and none removed. References in a circle, which no builder of good faith
+	// makes, would move each other for ever.
+	maxIdle = 64
+)
+
 // evict makes space: records that nobody pinned go, least recently used first,
-// until the low watermark is reached or nothing is left to take.
+// until the low watermark is reached or nothing is left to take. A path goes
+// before what it refers to, so that no path is answered without its closure.
 func (k *keeper) evict() {
 	need := k.c.room.excess()
 	if need <= 0 {
 		return
 	}
 	k.writeRecency()
-	victims := k.victims(need)
-	if len(victims) == 0 {
+	plan := k.plan(need)
+	if len(plan.victims) == 0 && len(plan.deferred) == 0 {
 		return
 	}
-	if err := k.remove(victims); err != nil {
+	if err := k.remove(plan.victims, plan.deferred); err != nil {
 		k.c.log.Error("cannot evict", "err", err)
 	} else {
-		k.c.counters.evictions.Add(int64(len(victims)))
-		k.evictSoon() // until there is no need
+		k.c.counters.evictions.Add(int64(len(plan.victims)))
+		if k.goesOn(plan) {
+			k.evictSoon() // until there is no need
+		}
 	}
-	k.c.unclaim(victims)
+	k.c.unclaim(plan.victims)
 }
 
-// victims claims records worth need bytes.
-func (k *keeper) victims(need int64) []key {
-	var chosen []key
+func (k *keeper) goesOn(plan eviction) bool {
+	if len(plan.victims) > 0 {
+		k.idle = 0
+		return true
+	}
+	k.idle++
+	return k.idle <= maxIdle
+}
+
+// eviction is what one transaction of evict does.
+type eviction struct {
+	victims []key
+	// deferred are records that others refer to, with the time that puts them
+	// behind those in the order of use.
+	deferred map[key]int64
+}
+
+// plan claims records worth need bytes.
+func (k *keeper) plan(need int64) eviction {
+	plan := eviction{deferred: map[key]int64{}}
+	gone := map[key]bool{}
 	err := k.c.index.oldest(func(cand candidate) bool {
+		if last, held := cand.heldUntil(gone); held {
+			if last >= cand.lastUse {
+				plan.deferred[cand.key] = last + 1
+			}
+			return len(plan.deferred) < maxDeferred
+		}
 		if k.c.claimToEvict(cand.key) {
-			chosen = append(chosen, cand.key)
+			plan.victims, gone[cand.key] = append(plan.victims, cand.key), true
 			need -= cand.cost
 		}
-		return need > 0 && len(chosen) < evictGroup
+		return need > 0 && len(plan.victims) < evictGroup
 	})
 	if err != nil {
 		k.c.log.Error("cannot choose what to evict", "err", err)
 	}
-	return chosen
+	return plan
 }
 
 // claimToEvict claims a record unless somebody holds on to it.
@@ -70,7 +107,7 @@ func (c *Cache) unclaim(keys []key) {
 // remove takes records away: narinfos first, then their rows, then the NARs that
 // nothing names any more. A crash between leaves a row whose NAR is there, or a
 // NAR that the next scan removes.
-func (k *keeper) remove(keys []key) error {
+func (k *keeper) remove(keys []key, deferred map[key]int64) error {
 	var errs []error
 	for _, key := range keys {
 		errs = append(errs, removeIfThere(k.c.root, key.narinfoName()))
@@ -81,15 +118,29 @@ func (k *keeper) remove(keys []key) error {
 				return err
 			}
 		}
+		for key, when := range deferred {
+			if err := t.touch(key, when); err != nil {
+				return err
+			}
+		}
 		return nil
 	})
-	if err == nil {
+	if err != nil {
+		k.c.lostTrack()
+	} else {
 		k.c.forget(keys)
 		k.removeNARs(done.dropped)
 		k.c.applied(done)
 	}
 	return errors.Join(append(errs, err)...)
 }
+
+// lostTrack says that the index could not be written and lacks what is
+// published, or has what is not: until the next start the files are asked too.
+func (c *Cache) lostTrack() { c.lost.Store(true) }
+
+// complete reports whether all that is published is in the index.
+func (c *Cache) complete() bool { return !c.scanning.Load() && !c.lost.Load() }
 
 func (c *Cache) forget(keys []key) {
 	c.mu.Lock()
@@ -117,7 +168,7 @@ func (k *keeper) dropBroken(name key, rec *record) error {
 	}
 	k.c.log.Warn("dropped a path whose NAR is missing or has the wrong length", "path", rec.info.Path)
 	k.c.counters.broken.Add(1)
-	return errors.Join(k.remove([]key{name}), k.quarantine(file))
+	return errors.Join(k.quarantine(file), k.remove([]key{name}, nil))
 }
 
 // quarantine moves a file away, if it is there.

@@ -1,12 +1,15 @@
 package cache
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -24,6 +27,8 @@ var (
 	bucketRecency = []byte("recency") // u64 last use, key of a row -> nothing
 	bucketNars    = []byte("nars")    // NAR hash -> u32 rows that name it, u64 NAR size
 	bucketMeta    = []byte("meta")    // names below -> u64
+	// hash part of a path, key of a row that refers to it -> nothing
+	bucketReferrers = []byte("referrers")
 )
 
 var (
@@ -44,52 +49,74 @@ type index struct {
 
 // openIndex opens the index of a directory, or starts a new one if there is
 // none that can be read.
-func openIndex(root *os.Root) (*index, error) {
+func openIndex(root *os.Root, log *slog.Logger) (*index, error) {
 	x, err := tryIndex(root)
 	if err == nil || !unreadable(err) {
 		return x, err
 	}
 	aside := path.Join(quarantineDir, fmt.Sprintf("index-%d.db", time.Now().UnixNano()))
+	log.Warn("put the index aside; a new one is made from the narinfo files", "as", aside, "err", err)
 	if err := root.Rename(indexName, aside); err != nil {
 		return nil, err
 	}
 	return tryIndex(root)
 }
 
+// unreadable tells what a new index cures from what it does not: a locked file
+// or a disk that refuses.
 func unreadable(err error) bool {
-	for _, bad := range []error{bolterrors.ErrInvalid, bolterrors.ErrChecksum, bolterrors.ErrVersionMismatch, errOtherVersion} {
-		if errors.Is(err, bad) {
-			return true
-		}
+	if errors.Is(err, bolterrors.ErrTimeout) {
+		return false
 	}
-	return false
+	_, system := errors.AsType[syscall.Errno](err)
+	return !system
 }
 
 var errOtherVersion = errors.New("index of another version")
 
 func tryIndex(root *os.Root) (*index, error) {
-	db, err := bbolt.Open(filepath.Join(root.Name(), indexName), 0o600, &bbolt.Options{
-		Timeout:      indexWait,
-		FreelistType: bbolt.FreelistMapType,
-		NoStatistics: true,
+	var x *index
+	var file *os.File // of bbolt, which leaves it open when it panics
+	err := guarded(func() error {
+		db, err := bbolt.Open(filepath.Join(root.Name(), indexName), 0o600, &bbolt.Options{
+			Timeout:      indexWait,
+			FreelistType: bbolt.FreelistMapType,
+			NoStatistics: true,
+			OpenFile: func(name string, flag int, perm os.FileMode) (*os.File, error) {
+				var err error
+				file, err = os.OpenFile(name, flag, perm)
+				return file, err
+			},
+		})
+		x = &index{db: db}
+		return err
 	})
-	if errors.Is(err, bolterrors.ErrTimeout) {
-		return nil, fmt.Errorf("another process uses the store in %s", root.Name())
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return nil, fmt.Errorf("another process uses the store in %s: %w", root.Name(), err)
+	case err != nil && file != nil:
+		file.Close()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open index: %w", err)
 	}
-	x := &index{db: db}
-	if err := db.Update(x.begin); err != nil {
-		db.Close()
+	if err := x.start(file); err != nil {
+		x.db.Close()
 		return nil, fmt.Errorf("open index: %w", err)
 	}
 	return x, nil
 }
 
+func (x *index) start(file *os.File) error {
+	if err := guarded(func() error { return x.db.Update(x.begin) }); err != nil {
+		return err
+	}
+	return x.check(file)
+}
+
 // begin makes the buckets and notes that the index is in use.
 func (x *index) begin(tx *bbolt.Tx) error {
-	for _, name := range [][]byte{bucketRows, bucketRecency, bucketNars, bucketMeta} {
+	for _, name := range [][]byte{bucketRows, bucketRecency, bucketNars, bucketReferrers, bucketMeta} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -169,6 +196,23 @@ func (x *index) find(keys []key) ([]*record, error) {
 	return found, nil
 }
 
+// keysBehind returns up to n keys of rows in order, from the first one behind
+// last on.
+func (x *index) keysBehind(last key, n int) (keys []key, err error) {
+	err = x.db.View(func(tx *bbolt.Tx) error {
+		cursor := tx.Bucket(bucketRows).Cursor()
+		for name, _ := cursor.Seek(append(last.bytes(), 0)); name != nil && len(keys) < n; name, _ = cursor.Next() {
+			k, err := keyFrom(name)
+			if err != nil {
+				return err
+			}
+			keys = append(keys, k)
+		}
+		return nil
+	})
+	return keys, err
+}
+
 // hasNAR reports whether a row names the NAR.
 func (x *index) hasNAR(narHash nix.Hash) (has bool, err error) {
 	err = x.db.View(func(tx *bbolt.Tx) error {
@@ -183,7 +227,7 @@ func (x *index) update(change func(*indexTx) error) (done changes, err error) {
 	err = x.db.Update(func(tx *bbolt.Tx) error {
 		t := &indexTx{
 			rows: tx.Bucket(bucketRows), recency: tx.Bucket(bucketRecency),
-			nars: tx.Bucket(bucketNars), meta: tx.Bucket(bucketMeta),
+			nars: tx.Bucket(bucketNars), referrers: tx.Bucket(bucketReferrers), meta: tx.Bucket(bucketMeta),
 		}
 		if err := change(t); err != nil {
 			return err
@@ -205,7 +249,7 @@ type changes struct {
 
 // indexTx is a transaction that writes.
 type indexTx struct {
-	rows, recency, nars, meta *bbolt.Bucket
+	rows, recency, nars, referrers, meta *bbolt.Bucket
 	changes
 }
 
@@ -222,6 +266,11 @@ func (t *indexTx) put(k key, r *row) error {
 		return err
 	}
 	t.paths++
+	for _, ref := range r.referred() {
+		if err := t.referrers.Put(referrerKey(ref, name), nil); err != nil {
+			return err
+		}
+	}
 	return errors.Join(
 		t.rows.Put(name, r.encode()),
 		t.recency.Put(recencyKey(r.lastUse, name), nil),
@@ -235,15 +284,20 @@ func (t *indexTx) delete(k key) error {
 	if v == nil {
 		return nil
 	}
-	h, err := decodeRowHead(v)
+	r, err := decodeRow(v)
 	if err != nil {
 		return err
 	}
 	t.paths--
+	for _, ref := range r.referred() {
+		if err := t.referrers.Delete(referrerKey(ref, name)); err != nil {
+			return err
+		}
+	}
 	return errors.Join(
-		t.recency.Delete(recencyKey(h.lastUse, name)),
+		t.recency.Delete(recencyKey(r.lastUse, name)),
 		t.rows.Delete(name),
-		t.refer(h.narHash, h.narSize, -1))
+		t.refer(r.info.NarHash, r.info.NarSize, -1))
 }
 
 // refer counts the rows that name a NAR.
@@ -285,18 +339,25 @@ func recencyKey(lastUse int64, name []byte) []byte {
 	return append(binary.BigEndian.AppendUint64(nil, uint64(lastUse)), name...)
 }
 
-// candidate is a row that may be evicted.
+// referrerKey says that the row of that name refers to a path.
+func referrerKey(ref nix.StorePath, name []byte) []byte {
+	return append([]byte(ref.HashPart()), name...)
+}
+
+// candidate is a row that may be evicted. It is valid while it is looked at.
 type candidate struct {
-	key  key
-	cost int64 // bytes that go if no other row names the NAR
+	key     key
+	lastUse int64
+	cost    int64 // bytes that go if no other row names the NAR
+	tx      *bbolt.Tx
 }
 
 // oldest calls yield with rows, least recently used first, until it returns false.
 func (x *index) oldest(yield func(candidate) bool) error {
 	return x.db.View(func(tx *bbolt.Tx) error {
-		rows, cursor := tx.Bucket(bucketRows), tx.Bucket(bucketRecency).Cursor()
+		cursor := tx.Bucket(bucketRecency).Cursor()
 		for name, _ := cursor.First(); name != nil; name, _ = cursor.Next() {
-			c, err := readCandidate(rows, name[8:])
+			c, err := readCandidate(tx, name[8:])
 			if err != nil {
 				return err
 			}
@@ -308,14 +369,40 @@ func (x *index) oldest(yield func(candidate) bool) error {
 	})
 }
 
-func readCandidate(rows *bbolt.Bucket, name []byte) (candidate, error) {
+func readCandidate(tx *bbolt.Tx, name []byte) (candidate, error) {
 	k, err := keyFrom(name)
 	if err != nil {
 		return candidate{}, err
 	}
-	h, err := decodeRowHead(rows.Get(name))
+	h, err := decodeRowHead(tx.Bucket(bucketRows).Get(name))
 	if err != nil {
 		return candidate{}, fmt.Errorf("%s: %w", k.narinfoName(), err)
 	}
-	return candidate{key: k, cost: cost(h.narSize)}, nil
+	return candidate{key: k, lastUse: h.lastUse, cost: cost(h.narSize), tx: tx}, nil
+}
+
+// maxHolders is how many referrers of a row are looked at. A library may have
+// 100,000 of them.
+const maxHolders = 64
+
+// heldUntil returns when referrers of the row that are not among gone were last
+// used, or false if there are none. A path of the public domain is referred to
+// by paths of all domains.
+func (c candidate) heldUntil(gone map[key]bool) (latest int64, held bool) {
+	rows, cursor := c.tx.Bucket(bucketRows), c.tx.Bucket(bucketReferrers).Cursor()
+	prefix := []byte(c.key.hashPart)
+	looked := 0
+	for name, _ := cursor.Seek(prefix); bytes.HasPrefix(name, prefix) && looked < maxHolders; name, _ = cursor.Next() {
+		name = name[len(prefix):]
+		k, err := keyFrom(name)
+		if err != nil || gone[k] || c.key.domain != publicDomain && k.domain != publicDomain && k.domain != c.key.domain {
+			continue
+		}
+		looked++
+		held = true
+		if h, err := decodeRowHead(rows.Get(name)); err == nil {
+			latest = max(latest, h.lastUse)
+		}
+	}
+	return latest, held
 }

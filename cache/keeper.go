@@ -26,6 +26,8 @@ type keeper struct {
 	ended    chan struct{}
 	// domains whose folders are known to exist. Only the goroutine uses it.
 	domains map[string]bool
+	// idle counts evictions in a row that removed nothing, likewise.
+	idle int
 }
 
 func newKeeper(c *Cache) *keeper {

@@ -14,7 +14,11 @@ import (
 // QueryValidPaths returns those of paths that are valid in the domain, in the
 // order asked. Paths that are announced and still arriving count.
 func (c *Cache) QueryValidPaths(domain string, paths []nix.StorePath) []nix.StorePath {
-	found := c.find(domain, paths)
+	return c.validOf(paths, c.find(domain, paths))
+}
+
+// validOf returns the paths that were found, and counts them.
+func (c *Cache) validOf(paths []nix.StorePath, found []*record) []nix.StorePath {
 	valid := make([]nix.StorePath, 0, len(paths))
 	for i, rec := range found {
 		if rec != nil {
@@ -233,12 +237,13 @@ func (c *Cache) choose(p nix.StorePath, keys []key, recs []*record) sight {
 // read returns what the index has of keys, and while published paths may be
 // missing there, what narinfo files say.
 func (c *Cache) read(keys []key) []*record {
+	complete := c.complete() // before the look: the scan may end behind it
 	recs, err := c.index.find(keys)
 	if err != nil {
 		c.log.Error("cannot read the index", "err", err)
 		return make([]*record, len(keys))
 	}
-	if c.scanning.Load() {
+	if !complete {
 		for i, k := range keys {
 			if recs[i] == nil {
 				recs[i] = c.stray(k)
@@ -252,7 +257,7 @@ func (c *Cache) read(keys []key) []*record {
 func (c *Cache) remember(keys []key, recs []*record, before uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.changes != before || c.scanning.Load() {
+	if c.changes != before || !c.complete() {
 		return
 	}
 	for i, k := range keys {

@@ -2,27 +2,62 @@ package cache
 
 import "nixbastion/internal/nix"
 
-// Pins keep paths from eviction, for as long as the session that was promised
-// them. They may be used from any goroutine.
-type Pins struct {
-	c     *Cache
-	limit int
-	held  map[string]bool // hash parts; guarded by Cache.mu; nil after Release
+// DefaultPinnedPaths is how many pins one owner may have if nobody said
+// otherwise. One takes about 150 bytes.
+const DefaultPinnedPaths = 200_000
+
+// pinOwner is whoever is promised paths, in all sessions together.
+type pinOwner struct {
+	sessions int
+	paths    int                  // pins of all sessions
+	bytes    int64                // cost of what is held
+	held     map[string]*ownedPin // by hash part
 }
 
-// NewPins returns pins for at most limit paths. Paths beyond it are answered but
-// not kept, so that one session cannot hold the whole store.
-func (c *Cache) NewPins(limit int) *Pins {
-	return &Pins{c: c, limit: limit, held: map[string]bool{}}
+// ownedPin is a path that sessions of one owner pin, who pays for it once.
+type ownedPin struct {
+	sessions int
+	cost     int64
+}
+
+// Pins keep paths from eviction, for as long as the session that was promised
+// them. They may be used from any goroutine. Release them.
+type Pins struct {
+	c     *Cache
+	name  string
+	owner *pinOwner       // nil after Release
+	held  map[string]*pin // by hash part
+}
+
+// pin is what a session holds of one path. Cache.mu guards it, and all of Pins.
+type pin struct {
+	asking int  // questions under way, which hold the path until they know
+	kept   bool // promised
+}
+
+// NewPins returns the pins of one session. What all sessions of an owner pin
+// together is bounded by [Options.PinnedPaths] and [Options.PinnedBytes]. Paths
+// beyond it are answered but not kept, so that nobody alone can hold the whole
+// store.
+func (c *Cache) NewPins(owner string) *Pins {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := c.owners[owner]
+	if o == nil {
+		o = &pinOwner{held: map[string]*ownedPin{}}
+		c.owners[owner] = o
+	}
+	o.sessions++
+	return &Pins{c: c, name: owner, owner: o, held: map[string]*pin{}}
 }
 
 // QueryValidPaths is [Cache.QueryValidPaths] and Pin in one step: what it returns
 // stays valid until Release.
 func (p *Pins) QueryValidPaths(domain string, paths []nix.StorePath) []nix.StorePath {
-	fresh := p.hold(paths)
-	valid := p.c.QueryValidPaths(domain, paths)
-	p.letGo(fresh, valid)
-	return valid
+	p.ask(paths)
+	found := p.c.find(domain, paths)
+	p.keep(paths, found)
+	return p.c.validOf(paths, found)
 }
 
 // Pin keeps those of paths that are valid in the domain and returns them.
@@ -30,55 +65,125 @@ func (p *Pins) Pin(domain string, paths []nix.StorePath) []nix.StorePath {
 	return p.QueryValidPaths(domain, paths)
 }
 
-// hold pins paths before it is asked whether they are valid: an eviction that
+// ask holds paths before it is asked whether they are valid: an eviction that
 // has not begun by then will pass them by, one that has makes them invalid.
-func (p *Pins) hold(paths []nix.StorePath) (fresh map[string]bool) {
-	fresh = map[string]bool{}
+func (p *Pins) ask(paths []nix.StorePath) {
 	p.c.mu.Lock()
 	defer p.c.mu.Unlock()
+	if p.owner == nil {
+		return
+	}
 	for _, path := range paths {
 		hashPart := path.HashPart()
-		if p.held == nil || p.held[hashPart] || len(p.held) >= p.limit {
-			continue
+		held := p.held[hashPart]
+		if held == nil {
+			held = &pin{}
+			p.held[hashPart] = held
+			p.c.pins[hashPart]++
 		}
-		p.held[hashPart], fresh[hashPart] = true, true
-		p.c.pins[hashPart]++
+		held.asking++
 	}
-	return fresh
 }
 
-// letGo unpins what was pinned freshly and turned out not to be valid.
-func (p *Pins) letGo(fresh map[string]bool, valid []nix.StorePath) {
-	for _, path := range valid {
-		delete(fresh, path.HashPart())
-	}
+// keep ends what ask began: paths that are valid stay held, within the bounds.
+func (p *Pins) keep(paths []nix.StorePath, found []*record) {
 	p.c.mu.Lock()
 	defer p.c.mu.Unlock()
-	for hashPart := range fresh {
-		p.unpin(hashPart)
+	for i, path := range paths {
+		hashPart := path.HashPart()
+		held := p.held[hashPart]
+		if held == nil {
+			continue // released meanwhile
+		}
+		held.asking--
+		if found[i] != nil && !held.kept {
+			p.promise(hashPart, held, cost(found[i].info.NarSize))
+		}
+		if !held.kept && held.asking == 0 {
+			p.unpin(hashPart)
+		}
 	}
+}
+
+// promise needs Cache.mu.
+func (p *Pins) promise(hashPart string, held *pin, bytes int64) {
+	o := p.owner
+	owned := o.held[hashPart]
+	if o.paths >= p.c.pinnedPaths || owned == nil && o.bytes+bytes > p.c.pinnedBytes {
+		return
+	}
+	if owned == nil {
+		owned = &ownedPin{cost: bytes}
+		o.held[hashPart] = owned
+		o.bytes += bytes
+	}
+	owned.sessions++
+	o.paths++
+	held.kept = true
 }
 
 // unpin needs Cache.mu.
 func (p *Pins) unpin(hashPart string) {
-	if !p.held[hashPart] {
-		return // released meanwhile
-	}
+	held := p.held[hashPart]
 	delete(p.held, hashPart)
-	if p.c.pins[hashPart]--; p.c.pins[hashPart] == 0 {
-		delete(p.c.pins, hashPart)
+	if held.kept {
+		p.owner.giveBack(hashPart)
+	}
+	p.c.unhold(hashPart)
+}
+
+func (o *pinOwner) giveBack(hashPart string) {
+	o.paths--
+	owned := o.held[hashPart]
+	if owned.sessions--; owned.sessions == 0 {
+		o.bytes -= owned.cost
+		delete(o.held, hashPart)
 	}
 }
 
 // Release gives all pins back. Later calls pin nothing.
 func (p *Pins) Release() {
+	p.release()
+	if p.c.room.excess() > 0 {
+		p.c.keeper.evictSoon()
+	}
+}
+
+func (p *Pins) release() {
 	p.c.mu.Lock()
+	defer p.c.mu.Unlock()
+	if p.owner == nil {
+		return
+	}
 	for hashPart := range p.held {
 		p.unpin(hashPart)
 	}
-	p.held = nil
-	p.c.mu.Unlock()
-	if p.c.room.excess() > 0 {
-		p.c.keeper.evictSoon()
+	if p.owner.sessions--; p.owner.sessions == 0 {
+		delete(p.c.owners, p.name)
+	}
+	p.owner = nil
+}
+
+// hold keeps paths from eviction while something that refers to them is on its
+// way.
+func (c *Cache) hold(paths []nix.StorePath) (release func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, path := range paths {
+		c.pins[path.HashPart()]++
+	}
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, path := range paths {
+			c.unhold(path.HashPart())
+		}
+	}
+}
+
+// unhold needs Cache.mu.
+func (c *Cache) unhold(hashPart string) {
+	if c.pins[hashPart]--; c.pins[hashPart] == 0 {
+		delete(c.pins, hashPart)
 	}
 }

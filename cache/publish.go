@@ -173,6 +173,7 @@ func (g *group) enterIndex() (dropped []nix.Hash) {
 	})
 	if err != nil {
 		g.fail(err)
+		g.k.c.lostTrack()
 	}
 	g.k.c.applied(done)
 	return done.dropped

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"nixbastion/internal/nix"
@@ -31,7 +33,7 @@ func (c *Cache) rebuild(ctx context.Context) {
 }
 
 func (c *Cache) scan(ctx context.Context) error {
-	domains, err := listDir(c.root, domainDir)
+	domains, err := listFolders(c.root, domainDir)
 	if err != nil {
 		return err
 	}
@@ -43,16 +45,53 @@ func (c *Cache) scan(ctx context.Context) error {
 			return fmt.Errorf("scan %s: %w", folder(domain), err)
 		}
 	}
+	if err := c.dropOrphans(ctx); err != nil {
+		return err
+	}
 	return c.sweepNARs(ctx)
 }
 
-func listDir(root *os.Root, name string) ([]string, error) {
-	var names []string
+// dropOrphans removes rows without a narinfo: a crash came while they were
+// evicted.
+func (c *Cache) dropOrphans(ctx context.Context) error {
+	var last key
+	for ctx.Err() == nil {
+		keys, err := c.index.keysBehind(last, adoptGroup)
+		if err != nil || len(keys) == 0 {
+			return err
+		}
+		last = keys[len(keys)-1]
+		c.keeper.do(func() { err = c.keeper.dropOrphans(keys) })
+		if err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+func (k *keeper) dropOrphans(keys []key) error {
+	orphans := slices.DeleteFunc(keys, func(name key) bool {
+		_, err := k.c.root.Lstat(name.narinfoName())
+		return !errors.Is(err, fs.ErrNotExist)
+	})
+	if len(orphans) == 0 {
+		return nil
+	}
+	return k.remove(orphans, nil)
+}
+
+// listFolders names the folders in a directory.
+func listFolders(root *os.Root, name string) ([]string, error) {
+	var folders []string
 	err := eachName(root, name, func(some []string) error {
-		names = append(names, some...)
+		for _, sub := range some {
+			if info, err := root.Lstat(path.Join(name, sub)); err == nil && info.IsDir() {
+				folders = append(folders, sub)
+			}
+		}
 		return nil
 	})
-	return names, err
+	return folders, err
 }
 
 // eachName calls do with the names in a directory, some at a time.
@@ -63,9 +102,12 @@ func eachName(root *os.Root, name string, do func([]string) error) error {
 	}
 	defer dir.Close()
 	for {
-		names, _ := dir.Readdirnames(adoptGroup)
-		if len(names) == 0 {
+		names, err := dir.Readdirnames(adoptGroup)
+		if err == io.EOF {
 			return nil
+		}
+		if err != nil { // to go on would sweep NARs whose narinfo was not read
+			return err
 		}
 		if err := do(names); err != nil {
 			return err
@@ -158,7 +200,7 @@ func (c *Cache) stray(k key) *record {
 
 // sweepNARs removes NARs that nothing names: a crash came before their narinfo.
 func (c *Cache) sweepNARs(ctx context.Context) error {
-	shards, err := listDir(c.root, narDir)
+	shards, err := listFolders(c.root, narDir)
 	if err != nil {
 		return err
 	}

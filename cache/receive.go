@@ -23,17 +23,18 @@ func (c *Cache) Receive(ctx context.Context, info *nix.PathInfo, nar io.Reader, 
 	if err != nil {
 		return 0, err
 	}
-	if err := c.checkReferences(g.Domain, rec.info); err != nil {
-		return 0, err
-	}
-	return c.receive(ctx, rec, nar, g, forUpload)
-}
-
-func (c *Cache) receive(ctx context.Context, rec *record, nar io.Reader, g Grant, use purpose) (Outcome, error) {
-	s, err := c.newSpool(use)
+	s, err := c.newSpool(forUpload, rec.info.References) // before they are looked up: so none is lost between
 	if err != nil {
 		return 0, err
 	}
+	if err := c.checkReferences(g.Domain, rec.info); err != nil {
+		s.discard(err)
+		return 0, err
+	}
+	return c.receive(ctx, rec, s, nar, g)
+}
+
+func (c *Cache) receive(ctx context.Context, rec *record, s *spool, nar io.Reader, g Grant) (Outcome, error) {
 	if err := s.take(ctx, rec.info, nar); err != nil {
 		s.discard(err)
 		return 0, err
@@ -94,7 +95,7 @@ func (c *Cache) checkReferences(domain string, info *nix.PathInfo) error {
 // caller has just made it from these bytes. It returns the info of what is valid
 // now, which has other bytes than those read if the path was there already.
 func (c *Cache) ReceiveUnnamed(ctx context.Context, nar io.Reader, g Grant, name func(narHash nix.Hash, narSize uint64) (*nix.PathInfo, error)) (*nix.PathInfo, error) {
-	s, err := c.newSpool(forUpload)
+	s, err := c.newSpool(forUpload, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -105,6 +106,7 @@ func (c *Cache) ReceiveUnnamed(ctx context.Context, nar io.Reader, g Grant, name
 	}
 	rec, err := c.admit(info, g)
 	if err == nil {
+		s.refer(rec.info.References)
 		err = c.checkReferences(g.Domain, rec.info)
 	}
 	if err != nil {

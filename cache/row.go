@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
+	"slices"
 
 	"nixbastion/internal/nix"
 )
@@ -12,7 +14,8 @@ import (
 // nanoseconds since 1970.
 //
 //	u8 version, u8 provenance, u64 last use, u64 registration, u64 NAR size, 32 bytes NAR hash,
-//	path, deriver, content address, count of references, references, count of signatures, signatures
+//	path, deriver, content address, count of references, references, count of signatures, signatures,
+//	u32 CRC-32C of all but the last use
 //
 // Numbers are big-endian, counts and lengths of strings uvarints.
 type row struct {
@@ -66,7 +69,17 @@ func (r *row) encode() []byte {
 	for _, sig := range info.Sigs {
 		b = appendText(b, sig.String())
 	}
-	return b
+	return binary.BigEndian.AppendUint32(b, rowSum(b))
+}
+
+// rowSum leaves the last use out, which is changed in place.
+func rowSum(b []byte) uint32 {
+	return crc32.Update(crc32.Checksum(b[:lastUseAt], castagnoli), castagnoli, b[lastUseAt+8:])
+}
+
+// referred returns what the path refers to beside itself.
+func (r *record) referred() []nix.StorePath {
+	return slices.DeleteFunc(slices.Clone(r.info.References), func(p nix.StorePath) bool { return p == r.info.Path })
 }
 
 func appendText(b []byte, s string) []byte {
@@ -75,6 +88,13 @@ func appendText(b []byte, s string) []byte {
 
 // decodeRow reads what encode wrote. It keeps nothing of b.
 func decodeRow(b []byte) (*row, error) {
+	if len(b) < rowHeadLen+4 {
+		return nil, errors.New("index row: cut short")
+	}
+	b, sum := b[:len(b)-4], binary.BigEndian.Uint32(b[len(b)-4:])
+	if rowSum(b) != sum {
+		return nil, errors.New("index row: checksum mismatch")
+	}
 	d := rowDecoder{rest: b}
 	if v := d.take(1); d.err == nil && v[0] != rowVersion {
 		return nil, fmt.Errorf("index row of version %d, expected %d", v[0], rowVersion)

@@ -31,6 +31,8 @@ type spool struct {
 	name  string // in the scratch
 	file  *os.File
 	share share
+	// release lets go of what the path refers to.
+	release func()
 	// narHash is set by succeed, or before anybody follows.
 	narHash nix.Hash
 
@@ -41,13 +43,18 @@ type spool struct {
 	changed chan struct{} // closed and replaced with every change; nil without followers
 }
 
-func (c *Cache) newSpool(use purpose) (*spool, error) {
+// newSpool makes a spool. Whoever gets it must discard it in the end; until then
+// paths that refs names are kept from eviction.
+func (c *Cache) newSpool(use purpose, refs []nix.StorePath) (*spool, error) {
 	f, name, err := c.scratch.create()
 	if err != nil {
 		return nil, fmt.Errorf("make spool file: %w", err)
 	}
-	return &spool{c: c, name: name, file: f, share: share{r: c.room, use: use}}, nil
+	return &spool{c: c, name: name, file: f, share: share{r: c.room, use: use}, release: c.hold(refs)}, nil
 }
+
+// refer is for a spool whose references are known only behind its end.
+func (s *spool) refer(refs []nix.StorePath) { s.release = s.c.hold(refs) }
 
 // Write appends to the NAR. One goroutine writes.
 func (s *spool) Write(p []byte) (int, error) {
@@ -91,6 +98,7 @@ func (s *spool) discard(err error) {
 	if err := removeIfThere(s.c.scratch.root, s.name); err != nil {
 		s.c.log.Error("cannot remove a spool file", "file", s.name, "err", err)
 	}
+	s.release()
 	s.share.end()
 }
 
