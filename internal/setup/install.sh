@@ -37,6 +37,25 @@ tar tar
 END
 }
 
+# update fetches the package lists. Their lock is one that apt does not wait for,
+# and a machine that was just started may hold it for its own daily update.
+update() {
+  tries=60
+  until answer=$(LC_ALL=C apt-get update 2>&1); do
+    tries=$((tries - 1))
+    case $tries:$answer in
+    0:*) ;;
+    *"Could not get lock"*)
+      say "wait for another apt-get"
+      sleep 5
+      continue
+      ;;
+    esac
+    echo "$answer" >&2
+    exit 1
+  done
+}
+
 # install PACKAGE... installs with apt.
 install() {
   if test "$(id -u)" != 0; then
@@ -45,7 +64,7 @@ install() {
   fi
   say "install $*"
   export DEBIAN_FRONTEND=noninteractive
-  apt-get update >&2
+  update
   apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@" >&2
 }
 
@@ -95,7 +114,10 @@ packages=$(missing)
 test -z "$packages" || install $packages
 
 if ! go=$(find_go); then
-  mkdir -p "$cache"
+  if ! mkdir -p "$cache" 2>/dev/null || ! test -w "$cache"; then
+    say "there is no Go $go_major.$go_minor and $cache is not yours; run this as root"
+    exit 1
+  fi
   exec 9>"$cache/setup.lock"
   flock 9 # another make may be at it
   find_go >/dev/null || download_go
