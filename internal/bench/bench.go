@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"nixbastion/internal/testbed"
+)
+
+// A bench is one thing that is measured over every way.
+type bench struct {
+	name  string // for -only
+	title string
+	// what says exactly what is timed, in the words of the table's legend.
+	what string
+	// repeats is how often each way runs it per round; 0 is once.
+	repeats int
+	// share is about how many seconds all rounds take on a quiet machine of two
+	// cores: what the time limit is divided by.
+	share float64
+	// slow says that a run takes seconds: ways that are there for comparison only
+	// run it in few rounds, and so do extra clients; see rareEvery.
+	slow bool
+	// extraClients says that it runs with more client versions by default.
+	extraClients bool
+	// bytes, or paths by client version, is how much a run moves, for a rate.
+	bytes int64
+	paths func(client string) int
+	goal  goal
+
+	// prepare is called once, before all rounds; nil is nothing to do.
+	prepare func(ctx context.Context, s *stage) error
+	// warm uses a way before its first run.
+	warm func(ctx context.Context, s *stage, w *way) error
+	// before is called before each run over w and is not timed. It returns the
+	// command to time.
+	before func(ctx context.Context, s *stage, w *way) ([]string, error)
+}
+
+// A stage is a bench with one client.
+type stage struct {
+	*lab
+	bench  bench
+	client *testbed.Host
+	// subject is what prepare made: a store path that before's commands fetch.
+	subject string
+	// warmed are the ways that this client has used.
+	warmed map[*way]bool
+}
+
+// A goal is what a bench should reach through the proxy; the zero goal is none.
+type goal struct {
+	// limit is the largest ratio of times, proxy to direct.
+	limit float64
+	// rate, instead, is the smallest ratio of rates.
+	rate float64
+}
+
+// all benches, in the order of the table.
+func allBenches() []bench {
+	return []bench{ping(), oneBuild(), fiftyBuilds(), bigIn(), smallIn(), bigOut(), smallOut()}
+}
+
+func benchNames() []string {
+	var names []string
+	for _, b := range allBenches() {
+		names = append(names, b.name)
+	}
+	return names
+}
+
+// timeout is when a run counts as hung.
+const timeout = 5 * time.Minute

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return
+		}
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// options are the command line.
+type options struct {
+	rounds  int
+	only    []string // names of benches; nil is all
+	client  string   // a version of Nix; "" is the usual choice
+	columns []string // names of ways; nil is all
+	disk    bool
+	time    time.Duration // 0 is no limit
+}
+
+func parseOptions(args []string, help io.Writer) (options, error) {
+	var o options
+	var only, columns string
+	f := flag.NewFlagSet("bench", flag.ContinueOnError)
+	f.SetOutput(help)
+	f.IntVar(&o.rounds, "rounds", 5, "how often each way runs each bench")
+	f.StringVar(&only, "only", "", "benches to run, separated by commas: "+strings.Join(benchNames(), ", "))
+	f.StringVar(&o.client, "client", "", "run all benches with this version of Nix as client (2.34.8, 2.26.3 or 2.8.0);\n"+
+		"if not set, all with 2.34.8 and those of connections and builds with 2.8.0 too")
+	f.StringVar(&columns, "columns", "", "ways to measure, separated by commas: "+strings.Join(wayNames, ", "))
+	f.DurationVar(&o.time, "time", 13*time.Minute, "begin no round that would make it last much longer; 0 is no limit")
+	f.BoolVar(&o.disk, "disk", false, "keep all stores on disk instead of in memory")
+	if err := f.Parse(args); err != nil {
+		return o, err
+	}
+	var err error
+	if o.only, err = words("bench", only, benchNames()); err != nil {
+		return o, err
+	}
+	if o.columns, err = words("column", columns, wayNames); err != nil {
+		return o, err
+	}
+	if o.client != "" {
+		if _, err := words("client", o.client, clientNames); err != nil {
+			return o, err
+		}
+	}
+	if o.rounds < 1 {
+		return o, fmt.Errorf("-rounds %d is less than one", o.rounds)
+	}
+	return o, nil
+}
+
+func run(ctx context.Context, args []string, out, progress io.Writer) (err error) {
+	o, err := parseOptions(args, progress)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	log := slog.New(slog.NewTextHandler(progress, nil))
+	l, err := openLab(ctx, o, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.close()) }()
+	about, err := describe(ctx, l)
+	if err != nil {
+		return err
+	}
+	results, err := measureAll(ctx, l, o, log)
+	if err != nil {
+		return err
+	}
+	r := report{about: about, took: time.Since(began), results: results, columns: o.columns}
+	if _, err := io.WriteString(out, r.String()); err != nil {
+		return err
+	}
+	return r.failure()
+}
