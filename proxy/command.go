@@ -2,7 +2,7 @@ package proxy
 
 import (
 	"errors"
-	"path"
+	"slices"
 	"strings"
 )
 
@@ -10,11 +10,10 @@ import (
 type command uint8
 
 const (
+	// commandUnknown comes with an error that says why.
 	commandUnknown command = iota
 	// commandDaemon is `nix-daemon --stdio`, the worker protocol of ssh-ng://.
 	commandDaemon
-	// commandServe is `nix-store --serve [--write]`, the protocol of ssh://.
-	commandServe
 )
 
 var (
@@ -27,31 +26,54 @@ var (
 // run: the words are compared, and what is not known is refused. The program
 // may have any leading directory, as users set remote-program.
 func parseCommand(text string) (command, error) {
-	words := strings.Fields(text)
+	if !isPlain(text) {
+		return commandUnknown, errUnknownCommand
+	}
+	words := strings.FieldsFunc(text, func(r rune) bool { return r == ' ' })
 	if len(words) < 2 {
 		return commandUnknown, errUnknownCommand
 	}
-	program, args := path.Base(words[0]), words[1:]
-	switch {
-	case program == "nix-daemon" && args[0] == "--stdio":
-		return commandDaemon, checkDaemonArgs(args[1:])
-	case program == "nix-store" && args[0] == "--serve":
-		return commandServe, errServeProtocol
+	switch args := words[1:]; {
+	case isProgram(words[0], "nix-daemon") && args[0] == "--stdio":
+		return daemonCommand(args[1:])
+	case isProgram(words[0], "nix-store") && args[0] == "--serve" && isServeArgs(args[1:]):
+		return commandUnknown, errServeProtocol
 	}
 	return commandUnknown, errUnknownCommand
 }
 
-// checkDaemonArgs knows what clients put behind --stdio. --process-ops is said
-// by some and changes nothing.
-func checkDaemonArgs(args []string) error {
-	for _, arg := range args {
-		switch {
-		case arg == "--process-ops":
-		case arg == "--store" || strings.HasPrefix(arg, "--store="):
-			return errRemoteStore
-		default:
-			return errUnknownCommand
-		}
-	}
-	return nil
+// isPlain says that a text is printable ASCII, which all that Nix sends is.
+func isPlain(text string) bool {
+	return !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' })
 }
+
+// isProgram says that a word is a program's name, perhaps with a path before it.
+func isProgram(word, name string) bool {
+	dir, found := strings.CutSuffix(word, name)
+	return found && (dir == "" || strings.HasSuffix(dir, "/")) && !strings.ContainsFunc(dir, notOfPath)
+}
+
+// notOfPath says that a shell would find more in a character than a path.
+func notOfPath(r rune) bool {
+	return (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && !strings.ContainsRune("/._-+@~=,:%", r)
+}
+
+// daemonCommand knows what clients put behind --stdio. --process-ops is said by
+// some and changes nothing. What follows --store is quoted before Nix 2.20 and
+// bare since then; it is refused either way.
+func daemonCommand(args []string) (command, error) {
+	switch {
+	case len(args) == 0 || slices.Equal(args, []string{"--process-ops"}):
+		return commandDaemon, nil
+	case isStoreArg(args[0]):
+		return commandUnknown, errRemoteStore
+	}
+	return commandUnknown, errUnknownCommand
+}
+
+func isServeArgs(args []string) bool {
+	return len(args) == 0 || slices.Equal(args, []string{"--write"}) ||
+		isStoreArg(args[0]) || args[0] == "--write" && isStoreArg(args[1])
+}
+
+func isStoreArg(arg string) bool { return arg == "--store" || strings.HasPrefix(arg, "--store=") }

@@ -24,6 +24,7 @@ import (
 //	ciphers.go          which algorithms that client is offered
 //	front_auth.go       public keys, and the one line about a refused login
 //	front_session.go    session channels: env, exec, exit status
+//	front_gate.go       the order of what ends a session
 //	front_stream.go     writes that must make progress
 //	front_conn.go       the socket: grace, acknowledgements, read buffer
 //	keepalive.go        peers that are gone

@@ -76,7 +76,7 @@ func (c *frontConn) end() {
 	c.sessions.Wait()
 	c.front.room.leave(c.waiter)
 	c.front.untrack(c)
-	if !c.loggedIn {
+	if !c.loggedIn.Load() {
 		return
 	}
 	c.front.principals.release(c.granted)
@@ -101,10 +101,27 @@ func (c *frontConn) refuseChannel(_ *ssh.ServerConn, channel ssh.NewChannel) {
 		return
 	}
 	if channel.ChannelType() == "direct-tcpip" {
-		channel.Reject(ssh.Prohibited, "administratively prohibited: not offered yet")
+		c.refuse(channel, ssh.Prohibited, "administratively prohibited: not offered yet")
 		return
 	}
-	channel.Reject(ssh.UnknownChannelType, "nixbastion: only sessions are served")
+	c.refuse(channel, ssh.UnknownChannelType, "nixbastion: only sessions are served")
+}
+
+// refuse says no to a channel. A peer that does not read the refusals piles them
+// up, each with a goroutine and up to 256 KiB that came with the channel: it
+// loses the connection.
+func (c *frontConn) refuse(channel ssh.NewChannel, reason ssh.RejectionReason, text string) {
+	c.mu.Lock()
+	c.refusing++
+	tooMany := c.refusing > c.front.limits.OpensPer10s
+	c.mu.Unlock()
+	if tooMany {
+		c.abort("refusals of channels are not read")
+	}
+	channel.Reject(reason, text)
+	c.mu.Lock()
+	c.refusing--
+	c.mu.Unlock()
 }
 
 // countOpen counts a channel that is being opened and returns how many there were

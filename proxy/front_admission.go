@@ -99,12 +99,12 @@ func (r *waitingRoom) oldestSlow(newcomer *waiter, among func(*waiter) bool) *wa
 }
 
 // oldestOfCrowd belongs to the source with the most places, if that has more
-// than its share and is not the newcomer's own.
+// than its share and more than the newcomer's own: a crowd pushes nobody out.
 func (r *waitingRoom) oldestOfCrowd(newcomer *waiter) *waiter {
 	var crowd *waiter
-	most := r.limits.PendingPerSource
+	most := max(r.limits.PendingPerSource, r.count(newcomer.source))
 	for _, w := range r.waiting {
-		if n := r.count(w.source); n > most && w.source != newcomer.source {
+		if n := r.count(w.source); n > most {
 			crowd, most = w, n
 		}
 	}

@@ -53,7 +53,7 @@ func (c *frontConn) serverConfig() *ssh.ServerConfig {
 // keyOffered decides whether the client should bother to sign with a key. It
 // proves nothing and therefore leaves nothing behind.
 func (c *frontConn) keyOffered(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
-	c.auth.offer(key)
+	c.auth.offer(meta.User(), key)
 	_, err := c.worth(meta.User(), key)
 	return &ssh.Permissions{}, err
 }
@@ -115,15 +115,16 @@ func (c *frontConn) logIn(grant Grant) error {
 	}
 	c.grace.Stop()
 	c.front.room.leave(c.waiter)
-	c.granted, c.loggedIn = grant.Principal, true
+	c.granted = grant.Principal
+	c.loggedIn.Store(true)
 	c.unused = time.AfterFunc(limits.Unused, func() { c.abort("never used") })
 	c.alive = startKeepAlive(c)
 	return nil
 }
 
-// identityOf returns who logged in, if the key still counts: policies change while
-// connections live.
-func (c *frontConn) identityOf(conn *ssh.ServerConn) (*Identity, error) {
+// identityOf returns who logged in, and an error if the key does not count any
+// more: policies change while connections live. Who is nil only if nobody did.
+func (c *frontConn) identityOf(conn *ssh.ServerConn) (who *Identity, err error) {
 	if conn.Permissions == nil {
 		return nil, errNotAuthentic
 	}
@@ -133,28 +134,29 @@ func (c *frontConn) identityOf(conn *ssh.ServerConn) (*Identity, error) {
 	}
 	grant, err := c.worth(v.identity.User, v.key)
 	if err != nil {
-		return nil, err
+		return v.identity, err
 	}
-	who := *v.identity
-	who.Grant = grant
-	return &who, nil
+	now := *v.identity
+	now.Grant = grant
+	return &now, nil
 }
 
 // authRecord collects what a refused login is logged with.
 type authRecord struct {
-	mu     sync.Mutex
-	user   string
-	tried  bool
-	keys   []string
-	reason string
+	mu     sync.Mutex // guards what follows
+	tried  bool       // there was an attempt or an offer
+	user   string     // of the last one
+	keys   []string   // fingerprints of what was offered
+	reason string     // why the last attempt was refused
 }
 
 // maxLoggedKeys is how many fingerprints one refusal names.
 const maxLoggedKeys = 20
 
-func (a *authRecord) offer(key ssh.PublicKey) {
+func (a *authRecord) offer(user string, key ssh.PublicKey) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.tried, a.user = true, user
 	print := ssh.FingerprintSHA256(key)
 	if len(a.keys) < maxLoggedKeys && !slices.Contains(a.keys, print) {
 		a.keys = append(a.keys, print)
@@ -174,24 +176,30 @@ func (a *authRecord) attempt(meta ssh.ConnMetadata, method string, err error) {
 // message "ssh login refused" followed by addr= is what fail2ban and its like look
 // for; it stays as it is.
 func (c *frontConn) loginFailed(err error) {
-	if c.loggedIn {
+	if c.loggedIn.Load() {
 		return // gone before it knew; its end is logged
 	}
-	reason := c.reason()
 	a := &c.auth
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if reason == "" {
-		reason = err.Error()
-	}
-	where := append(c.where(), "client", quotePeer(c.ident))
-	if !a.tried && len(a.keys) == 0 {
-		c.front.log.Info("ssh handshake failed", append(where, "reason", quotePeer(reason))...)
+	line := append(c.where(), "client", quotePeer(c.ident))
+	reason := quotePeer(c.whyRefused(err))
+	if !a.tried {
+		c.front.log.Info("ssh handshake failed", append(line, "reason", reason)...)
 		return
 	}
-	if a.reason != "" {
-		reason = a.reason
+	c.front.log.Warn("ssh login refused", append(line,
+		"user", quotePeer(a.user), "keys", strings.Join(a.keys, ","), "reason", reason)...)
+}
+
+// whyRefused puts what ended the login before why its last attempt was refused.
+// When the client just gave up there is only the latter. The caller holds the
+// lock of auth.
+func (c *frontConn) whyRefused(err error) string {
+	ended, refused := c.reason(), c.auth.reason
+	var gaveUp *ssh.ServerAuthError
+	if ended == "" && (refused == "" || !errors.As(err, &gaveUp)) {
+		ended = err.Error()
 	}
-	c.front.log.Warn("ssh login refused", append(where,
-		"user", quotePeer(a.user), "keys", strings.Join(a.keys, ","), "reason", quotePeer(reason))...)
+	return strings.Join(slices.DeleteFunc([]string{ended, refused}, func(s string) bool { return s == "" }), "; ")
 }

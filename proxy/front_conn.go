@@ -3,8 +3,11 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -35,6 +38,7 @@ type frontConn struct {
 	auth    authRecord
 	globals rate // owned by the goroutine of global requests
 
+	gate        readGate     // what is received waits here while a session ends
 	received    atomic.Int64 // bytes, also a sign of life
 	commandSeen atomic.Bool  // from the first command on acknowledgements may be late
 
@@ -48,15 +52,16 @@ type frontConn struct {
 
 	announced bool // the library's copy of our identification line was swallowed; owned by the writer
 
-	// Owned by the goroutine of serveConn, which runs the login too.
+	// Set by the goroutine of serveConn, which runs the login too.
 	granted  string // principal whose tally counts this connection
-	loggedIn bool
+	loggedIn atomic.Bool
 
 	sessions sync.WaitGroup
 
 	mu       sync.Mutex // guards what follows
 	ended    bool       // no more sessions
 	running  int        // sessions
+	refusing int        // channels whose refusal is being written
 	opens    rate
 	why      string // why we closed it; the first reason stays
 }
@@ -103,10 +108,18 @@ func (c *frontConn) Write(p []byte) (int, error) {
 	return c.send(p)
 }
 
+// send closes the connection when time is up: the library would go on reading.
 func (c *frontConn) send(p []byte) (int, error) {
-	c.Conn.SetWriteDeadline(time.Now().Add(c.front.limits.WriteStall))
-	return c.Conn.Write(p)
+	limit := c.front.limits.WriteStall
+	c.Conn.SetWriteDeadline(time.Now().Add(limit))
+	n, err := c.Conn.Write(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		c.abort(stalled(limit))
+	}
+	return n, err
 }
+
+func stalled(limit time.Duration) string { return fmt.Sprintf("client read nothing for %s", limit) }
 
 // readBlocks are the big read buffers, lent to connections in bulk transfer.
 var readBlocks = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
@@ -161,7 +174,11 @@ const quickReads = 64
 
 func (c *frontConn) receive(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	c.received.Add(int64(n))
+	c.gate.pass()
+	received := c.received.Add(int64(n))
+	if !c.loggedIn.Load() && received > c.front.limits.LoginBytes {
+		c.abort("too much before the login")
+	}
 	if c.reads < quickReads && c.raw != nil && !c.commandSeen.Load() {
 		c.reads++
 		acknowledgeNow(c.raw)

@@ -28,6 +28,7 @@ type frontSession struct {
 	channel  ssh.Channel
 	requests <-chan *ssh.Request
 	env      map[string]string // made when the first variable comes
+	terminal bool              // the client asked for one
 	gone     chan struct{}     // closed when the client closed the channel or is gone
 	lately   rate              // requests while the command runs
 }
@@ -41,14 +42,14 @@ func (c *frontConn) serveSession(conn *ssh.ServerConn, channel ssh.NewChannel) {
 	}
 	if refusal := c.takeSession(opens); refusal != "" {
 		c.front.log.Warn("ssh session refused", append(c.where(), "reason", refusal)...)
-		channel.Reject(ssh.ResourceShortage, "nixbastion: "+refusal)
+		c.refuse(channel, ssh.ResourceShortage, "nixbastion: "+refusal)
 		return
 	}
 	defer c.releaseSession()
 	who, err := c.identityOf(conn)
 	if err != nil {
-		c.front.log.Warn("ssh session refused", append(c.where(), "reason", quotePeer(err.Error()))...)
-		channel.Reject(ssh.Prohibited, "nixbastion: this key is not accepted any more")
+		c.logRefusedKey(who, err)
+		c.refuse(channel, ssh.Prohibited, "nixbastion: this key is not accepted any more")
 		return
 	}
 	ch, requests, err := channel.Accept()
@@ -57,6 +58,14 @@ func (c *frontConn) serveSession(conn *ssh.ServerConn, channel ssh.NewChannel) {
 	}
 	s := &frontSession{conn: c, who: who, channel: ch, requests: requests, gone: make(chan struct{})}
 	s.run()
+}
+
+func (c *frontConn) logRefusedKey(who *Identity, err error) {
+	line := append(c.where(), "reason", quotePeer(err.Error()))
+	if who != nil {
+		line = append(line, "principal", who.Principal, "key", who.Fingerprint)
+	}
+	c.front.log.Warn("ssh session refused", line...)
 }
 
 // takeSession returns why there is no room for another session, "" if there is.
@@ -126,7 +135,7 @@ func (s *frontSession) awaitStart() func(context.Context) int {
 				return nil
 			}
 			start := s.request(req)
-			req.Reply(start != nil || req.Type == "env" && s.setEnv(req.Payload), nil)
+			req.Reply(start != nil || s.note(req), nil)
 			if start != nil {
 				s.conn.commandSeen.Store(true)
 				return start
@@ -140,7 +149,7 @@ func (s *frontSession) awaitStart() func(context.Context) int {
 }
 
 // request returns what a request starts, nil for one that starts nothing. There
-// are no terminals here, no X11, no agent forwarding and no subsystems.
+// is no X11 here, no agent forwarding and no subsystem.
 func (s *frontSession) request(req *ssh.Request) func(context.Context) int {
 	switch req.Type {
 	case "shell":
@@ -149,6 +158,32 @@ func (s *frontSession) request(req *ssh.Request) func(context.Context) int {
 		return s.execRequest(req.Payload)
 	}
 	return nil
+}
+
+// note takes in a request that starts nothing and reports whether it is granted.
+func (s *frontSession) note(req *ssh.Request) bool {
+	switch req.Type {
+	case "env":
+		return s.setEnv(req.Payload)
+	case "pty-req":
+		return s.setTerminal(req.Payload)
+	}
+	return false
+}
+
+// setTerminal says yes and gives none: with -t or -tt OpenSSH leaves at a refusal,
+// and the person at the other end would never read ours.
+func (s *frontSession) setTerminal(payload []byte) bool {
+	var msg struct {
+		Term                         string
+		Columns, Rows, Width, Height uint32
+		Modes                        string
+	}
+	if err := ssh.Unmarshal(payload, &msg); err != nil {
+		return false
+	}
+	s.terminal = true
+	return true
 }
 
 func (s *frontSession) execRequest(payload []byte) func(context.Context) int {
@@ -191,7 +226,11 @@ func isEnvName(name string) bool {
 }
 
 func (s *frontSession) refuse(sentence string, status int) int {
-	fmt.Fprintf(s.steady(s.channel.Stderr()), "nixbastion: %s\n", sentence)
+	end := "\n"
+	if s.terminal {
+		end = "\r\n" // the client's is in raw mode
+	}
+	fmt.Fprintf(s.steady(s.channel.Stderr()), "nixbastion: %s%s", sentence, end)
 	return status
 }
 
@@ -215,14 +254,20 @@ func (s *frontSession) exec(ctx context.Context, command string) (status int) {
 func (s *frontSession) steady(w io.Writer) *steadyWriter {
 	limit := s.conn.front.limits.WriteStall
 	return &steadyWriter{w: w, limit: limit, stall: func() {
-		s.conn.abort(fmt.Sprintf("client read nothing for %s", limit))
+		s.conn.abort(stalled(limit))
 	}}
 }
 
 // finish sends end of file, exit status and close, in this order: what comes
 // after close is lost, and some clients look at nothing after the status.
 // Errors mean that nobody is there to read it.
+//
+// A client that has ended its side answers our end of file with its close, and the
+// library answers that with ours, be the status sent or not. So nothing that
+// answers us is looked at before all is sent.
 func (s *frontSession) finish(status int) {
+	s.conn.gate.hold()
+	defer s.conn.gate.release()
 	s.channel.CloseWrite()
 	s.channel.SendRequest("exit-status", false, ssh.Marshal(struct{ Status uint32 }{uint32(status)}))
 	s.channel.Close()

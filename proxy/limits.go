@@ -17,6 +17,10 @@ type Limits struct {
 	// whatever the client sends meanwhile. Default 20 s: Nix clients need less
 	// than one, and a trickle of bytes must not hold a place for ever.
 	LoginGrace time.Duration
+	// LoginBytes is what a client may send before its login is through, in bytes.
+	// Default 256 KiB: twenty offers of large keys need 30, and the library would
+	// queue 4 MiB for a stranger.
+	LoginBytes int64
 	// AuthTries is the number of failed attempts per connection, an offer of an
 	// unknown key being one. Default 20, so that an agent with a dozen keys gets to
 	// its last.
@@ -101,6 +105,7 @@ const (
 
 func (l Limits) withDefaults() Limits {
 	orDefault(&l.LoginGrace, 20*time.Second)
+	orDefault(&l.LoginBytes, 256<<10)
 	orDefault(&l.AuthTries, 20)
 	orDefault(&l.Pending, 100)
 	orDefault(&l.PendingStart, 10)
@@ -148,10 +153,13 @@ func (l Limits) openConnections() int {
 }
 
 // passes reports whether an error of accept is about the moment, not about the
-// listener: out of descriptors or memory, or a client that left the queue.
+// listener: out of descriptors or memory, a client that left the queue, or an
+// error of its network, which accept(2) passes on.
 func passes(err error) bool {
 	for _, passing := range []error{
 		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED, syscall.EINTR,
+		syscall.ECONNRESET, syscall.EPERM, syscall.EPROTO, syscall.ENETDOWN, syscall.ENETUNREACH,
+		syscall.EHOSTDOWN, syscall.EHOSTUNREACH, syscall.ENOPROTOOPT, syscall.ETIMEDOUT,
 	} {
 		if errors.Is(err, passing) {
 			return true

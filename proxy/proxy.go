@@ -194,13 +194,10 @@ func (p *Proxy) serveDaemon(ctx context.Context, x *Exec, log *slog.Logger) int 
 	return 0
 }
 
-// pinsPerSession bounds what one session keeps from eviction.
-const pinsPerSession = 100_000
-
 func (p *Proxy) newSession(principal *policy.Principal, log *slog.Logger) *session {
 	return &session{
 		principal: principal, cache: p.cache, builds: p.builds, limits: p.policy.Current().Limits, log: log,
-		pins: p.cache.NewPins(pinsPerSession),
+		pins: p.cache.NewPins(principal.Name),
 	}
 }
 
