@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 )
 
 // WriteFile makes or replaces a file on the host, with its folders. It belongs
@@ -71,4 +72,18 @@ func (h *Host) Authorize(ctx context.Context, accountName string, keys ...Key) e
 		return err
 	}
 	return h.WriteFile(ctx, authorizedKeys(a), []byte(authorizedText(keys)))
+}
+
+// AuthorizeMore lets keys in besides those that open the account already.
+func (h *Host) AuthorizeMore(ctx context.Context, accountName string, keys ...Key) error {
+	a, err := lookupAccount(accountName)
+	if err != nil {
+		return err
+	}
+	cmd := h.Command(ctx, "sh", "-c", `mkdir -p "${1%/*}"; cat >> "$1"`, "authorize", authorizedKeys(a))
+	cmd.Stdin = strings.NewReader(authorizedText(keys))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("authorize keys for %s on %s: %w: %s", accountName, h.spec.Name, err, out)
+	}
+	return nil
 }

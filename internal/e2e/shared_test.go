@@ -1,0 +1,186 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"nixbastion/internal/testbed"
+	"nixbastion/internal/world"
+)
+
+// A couple is two clients and one builder with one slot.
+type couple struct {
+	bed          *testbed.Bed
+	proxy        *world.Proxy
+	builder      *testbed.Host
+	anna, ben    *testbed.Host
+	key          testbed.Key
+	relayToProxy *testbed.Relay // on anna's host, port 22
+}
+
+func startCouple(t *testing.T) *couple {
+	t.Helper()
+	bed := testbed.ForTest(t)
+	key := bed.UserKey("alice")
+	hosts := bed.MustStart(t,
+		testbed.HostSpec{Name: "builder", Kind: testbed.Builder, MaxJobs: 1},
+		testbed.HostSpec{Name: "anna", Kind: testbed.Client, Keys: []testbed.Key{key}},
+		testbed.HostSpec{Name: "ben", Kind: testbed.Client, Nix: testbed.Nix226, Keys: []testbed.Key{key}})
+	c := &couple{bed: bed, builder: hosts[0], anna: hosts[1], ben: hosts[2], key: key}
+	c.proxy = startProxy(t, bed, world.ProxySpec{
+		Builders:   []world.Builder{{Host: c.builder, MaxJobs: 1}},
+		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},
+	})
+	setMachines(t, c.anna, c.proxy.Machine(key))
+	setMachines(t, c.ben, c.proxy.Machine(key))
+	relay, err := c.anna.Relay(testbed.RelaySpec{Port: 22, Target: "proxy:22"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.relayToProxy = relay
+	return c
+}
+
+// gated is a build that leaves a mark whenever it runs, says so, and ends when
+// openGate is called.
+func gated(name string) testbed.Derivation {
+	return testbed.Derivation{Name: name, Script: fmt.Sprintf(
+		"mktemp /tmp/ran.%[1]s.XXXXXX\necho before the gate >&2\n"+
+			"while test ! -e /tmp/gate.%[1]s; do sleep 0.05; done\necho behind the gate >&2", name)}
+}
+
+func openGate(t *testing.T, builder *testbed.Host, name string) {
+	t.Helper()
+	builder.MustShell(t, "touch /tmp/gate."+name)
+}
+
+// timesRun is how often a gated build ran on a builder.
+func timesRun(t *testing.T, builder *testbed.Host, name string) int {
+	t.Helper()
+	return len(strings.Fields(builder.MustShell(t, "ls -d /tmp/ran."+name+".* 2>/dev/null || true")))
+}
+
+// startWatched begins to build an attribute and returns a file on the client
+// that shows what the client says meanwhile.
+func startWatched(t *testing.T, client *testbed.Host, derivation testbed.Derivation) (r *running, file string) {
+	t.Helper()
+	file = fmt.Sprintf("/root/e2e/%d.log", expressions.Add(1))
+	script := buildScript(writeExpression(t, client, derivation), []string{derivation.Name})
+	return startScript(t, client, script+" 2>"+file), file
+}
+
+// awaitText waits until a file on a host has a text.
+func awaitText(t *testing.T, host *testbed.Host, file, text string) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%s on %s has %q", file, host.Name(), text), patience, func() bool {
+		content, err := host.ReadFile(t.Context(), file)
+		return err == nil && strings.Contains(string(content), text)
+	})
+}
+
+func TestBuildsBelongToThoseWhoWait(t *testing.T) {
+	c := startCouple(t)
+	t.Run("two clients share one build", c.testShared)
+	t.Run("a build goes on while somebody waits", c.testOneLeaves)
+	t.Run("killed client", c.testKilled)
+	t.Run("reset connection", c.testReset)
+	t.Run("closed channel", c.testClosedChannel)
+}
+
+// Guards against building twice what is being built, and against a second
+// client that waits in the dark.
+func (c *couple) testShared(t *testing.T) {
+	shared := gated("shared")
+	first, firstLog := startWatched(t, c.anna, shared)
+	awaitText(t, c.anna, firstLog, "before the gate")
+	second, secondLog := startWatched(t, c.ben, shared)
+	awaitText(t, c.ben, secondLog, "before the gate") // though it came later
+	openGate(t, c.builder, shared.Name)
+	a, _ := first.mustSucceed(t)
+	b, _ := second.mustSucceed(t)
+	if a[0] != b[0] {
+		t.Errorf("one got %s, the other %s", a, b)
+	}
+	c.anna.MustShell(t, "nix-store --verify-path "+a[0])
+	c.ben.MustShell(t, "nix-store --verify-path "+a[0])
+	awaitText(t, c.anna, firstLog, "behind the gate")
+	awaitText(t, c.ben, secondLog, "behind the gate")
+	if n := timesRun(t, c.builder, shared.Name); n != 1 {
+		t.Errorf("it was built %d times", n)
+	}
+}
+
+// Guards against a build that ends with the client who asked first.
+func (c *couple) testOneLeaves(t *testing.T) {
+	left := gated("left")
+	first, firstLog := startWatched(t, c.anna, left)
+	awaitText(t, c.anna, firstLog, "before the gate")
+	second, secondLog := startWatched(t, c.ben, left)
+	awaitText(t, c.ben, secondLog, "before the gate")
+	mark := c.proxy.Mark()
+	first.kill()
+	waitLine(t, c.proxy, mark, world.Message("ssh connection ended", "addr", c.anna.Addr().String()))
+	openGate(t, c.builder, left.Name)
+	second.mustSucceed(t)
+	if n := timesRun(t, c.builder, left.Name); n != 1 {
+		t.Errorf("it was built %d times", n)
+	}
+}
+
+// wantBuildToEnd is the common end of those whose only client has gone: the
+// build ends on the builder and its slot is free.
+func (c *couple) wantBuildToEnd(t *testing.T, how string) {
+	t.Helper()
+	// Two seconds are promised for closing the builder's channel; its daemon then
+	// takes its time to kill the build.
+	const within = 5 * time.Second
+	since := time.Now()
+	awaitBuilds(t, c.builder, 0, within)
+	t.Logf("no build runs %v after: %s", time.Since(since), how)
+	build(t, c.ben, testbed.Derivation{Name: "after-" + strings.ReplaceAll(how, " ", "-")})
+}
+
+// Guards against builds that run on for nobody and keep the slot.
+func (c *couple) testKilled(t *testing.T) {
+	run, log := startWatched(t, c.anna, gated("killed"))
+	awaitText(t, c.anna, log, "before the gate")
+	run.kill()
+	c.wantBuildToEnd(t, "client killed")
+}
+
+func (c *couple) testReset(t *testing.T) {
+	machine := c.proxy.Machine(c.key)
+	machine.Store, machine.HostKey = "ssh-ng://anna", hostKeyField(c.proxy)
+	setMachines(t, c.anna, machine)
+	defer setMachines(t, c.anna, c.proxy.Machine(c.key))
+	run, log := startWatched(t, c.anna, gated("reset"))
+	awaitText(t, c.anna, log, "before the gate")
+	c.relayToProxy.Reset()
+	c.wantBuildToEnd(t, "connection reset")
+	run.mustFail(t)
+}
+
+// With a shared ControlMaster a client that goes leaves its connection behind,
+// and only the channel is closed.
+func (c *couple) testClosedChannel(t *testing.T) {
+	master := startScript(t, c.anna, "exec ssh -M -N -S /root/master -i "+c.key.File()+" proxy")
+	eventually(t, "the master is there", patience, func() bool {
+		res, err := c.anna.Shell(t.Context(), "ssh -S /root/master -O check proxy")
+		return err == nil && res.Status == 0
+	})
+	mark := c.proxy.Mark()
+	channel := gated("channel")
+	script := buildScript(writeExpression(t, c.anna, channel), []string{channel.Name})
+	run := startScript(t, c.anna, "export NIX_SSHOPTS='-S /root/master'; "+script)
+	awaitBuilds(t, c.builder, 1, patience)
+	run.kill()
+	c.wantBuildToEnd(t, "channel closed")
+	for _, l := range c.proxy.LinesSince(mark) {
+		if l.Text("addr") == c.anna.Addr().String() {
+			t.Errorf("the build did not use the master's connection: %s", l.Raw)
+		}
+	}
+	master.kill()
+}
