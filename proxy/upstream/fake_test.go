@@ -234,7 +234,6 @@ type fakeStore struct {
 	nix.Store
 	// build answers BuildDerivation. Nil waits until the client is gone.
 	build func(ctx context.Context) (*nix.BuildResult, error)
-	nar   []byte
 }
 
 func (s *fakeStore) QueryValidPaths(_ context.Context, paths []nix.StorePath, _ bool) ([]nix.StorePath, error) {

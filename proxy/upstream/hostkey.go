@@ -95,7 +95,7 @@ func algorithmsOf(keyType string) []string {
 		return []string{ssh.KeyAlgoRSASHA512, ssh.KeyAlgoRSASHA256}
 	case ssh.CertAlgoRSAv01:
 		return []string{ssh.CertAlgoRSASHA512v01, ssh.CertAlgoRSASHA256v01}
-	case ssh.InsecureKeyAlgoDSA, ssh.InsecureCertAlgoDSAv01:
+	case "ssh-dss", "ssh-dss-cert-v01@openssh.com":
 		return nil
 	}
 	return []string{keyType}
