@@ -41,7 +41,7 @@ func (c serveCmd) Run() error {
 	if err != nil {
 		return errors.Join(err, shutdown(p))
 	}
-	stopReloads := reloadOnHangup(p, log)
+	stopReloads := reloadOnHangup(p, live, log)
 	defer stopReloads()
 	log.Info("serving", "version", version, "listen", live.Current().Listen, "config", c.Config)
 	err = p.Serve(ctx, listeners)
@@ -74,24 +74,32 @@ func listenAll(addresses []string) ([]net.Listener, error) {
 
 // reloadOnHangup loads the policy again at each SIGHUP. The function returned
 // ends that and waits for it.
-func reloadOnHangup(p *proxy.Proxy, log *slog.Logger) (stop func()) {
+func reloadOnHangup(p *proxy.Proxy, live *policy.Live, log *slog.Logger) (stop func()) {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for range hangups {
-			if err := p.Reload(); err != nil {
-				log.Error("policy refused; the old one stays", "error", err.Error())
-				continue
-			}
-			log.Info("policy loaded")
+			reload(p, live, log)
 		}
 	}()
 	return func() {
 		signal.Stop(hangups)
 		close(hangups)
 		<-done
+	}
+}
+
+func reload(p *proxy.Proxy, live *policy.Live, log *slog.Logger) {
+	before := live.Current()
+	if err := p.Reload(); err != nil {
+		log.Error("policy refused; the old one stays", "error", err.Error())
+		return
+	}
+	log.Info("policy loaded")
+	if keys := before.NeedsRestart(live.Current()); len(keys) > 0 {
+		log.Warn("some changes count after a restart only", "keys", keys)
 	}
 }
 
