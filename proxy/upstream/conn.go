@@ -75,6 +75,14 @@ func (c *conn) lost() error {
 	return nil
 }
 
+// awaitEnd waits a moment for the end of a connection that seems to be lost.
+func (c *conn) awaitEnd() {
+	select {
+	case <-c.ended:
+	case <-time.After(closeGrace):
+	}
+}
+
 // retire keeps new processes off the connection and closes it after its last.
 func (c *conn) retire() {
 	b := c.builder

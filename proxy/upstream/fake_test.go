@@ -122,6 +122,13 @@ func (f *fakeBuilder) dial(context.Context, string, string) (net.Conn, error) {
 	return client, nil
 }
 
+// conn returns the oldest open connection.
+func (f *fakeBuilder) conn() *memConn {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.conns[0]
+}
+
 func (f *fakeBuilder) set(change func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -214,13 +221,13 @@ func (p *fakeProcess) exit(status uint32) {
 
 // daemonOf is a program that serves a store over the worker protocol.
 func daemonOf(store nix.Store, opts worker.ServeOptions) program {
+	if opts.DaemonVersion == "" {
+		opts.DaemonVersion = "2.34.8"
+	}
+	if opts.Trust == nix.TrustUnknown {
+		opts.Trust = nix.Trusted
+	}
 	return func(p *fakeProcess) uint32 {
-		if opts.DaemonVersion == "" {
-			opts.DaemonVersion = "2.34.8"
-		}
-		if opts.Trust == nix.TrustUnknown {
-			opts.Trust = nix.Trusted
-		}
 		if err := worker.Serve(context.Background(), p, store, opts); err != nil {
 			fmt.Fprintf(p.Stderr(), "error: %v\n", err)
 			return 1

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -250,7 +251,7 @@ func TestNoSessionsAtAllIsReported(t *testing.T) {
 func TestConnectionCutInAnOperation(t *testing.T) {
 	inWorld(t, nil, func(w *world) {
 		s := w.get()
-		time.AfterFunc(time.Second, func() { w.fake.conns[0].Close() })
+		time.AfterFunc(time.Second, func() { w.fake.conn().Close() })
 		_, err := s.BuildDerivation(w.Context(), nix.Discard, somePaths(1)[0], &nix.BasicDerivation{}, nix.BuildNormal)
 		w.isFault(err, Lost, "connection lost")
 		if err := s.End(w.Context()); !errors.Is(err, ErrNotSeenToEnd) {
@@ -363,7 +364,7 @@ func TestDaemonThatDoesNotEnd(t *testing.T) {
 func TestConnectionIsClosedHardWhereNothingElseHelps(t *testing.T) {
 	inWorld(t, func(f *fakeBuilder, _ *target, opts *Options) { opts.EndTimeout = 3 * time.Second }, func(w *world) {
 		s := w.get()
-		w.fake.conns[0].freeze()
+		w.fake.conn().freeze()
 		started := time.Now()
 		err := s.End(w.Context())
 		if !errors.Is(err, ErrNotSeenToEnd) || !strings.Contains(err.Error(), "connection lost") {
@@ -381,11 +382,14 @@ func TestIdleSessionThatSpeaksIsNotUsed(t *testing.T) {
 	var speak chan struct{}
 	inWorld(t, func(f *fakeBuilder, _ *target, _ *Options) {
 		speak = make(chan struct{})
+		var started atomic.Int32
 		f.programs[daemonCommand] = func(p *fakeProcess) uint32 {
-			go func() {
-				<-speak
-				p.Write([]byte("boo"))
-			}()
+			if started.Add(1) == 1 { // only the one that the test watches
+				go func() {
+					<-speak
+					p.Write([]byte("boo"))
+				}()
+			}
 			return daemonOf(&fakeStore{}, worker.ServeOptions{})(p)
 		}
 	}, func(w *world) {
@@ -409,7 +413,7 @@ func TestIdleSessionThatEndsIsForgotten(t *testing.T) {
 	inWorld(t, nil, func(w *world) {
 		w.get().Release()
 		synctest.Wait()
-		w.fake.conns[0].Close()
+		w.fake.conn().Close()
 		synctest.Wait()
 		w.works(w.get())
 	})

@@ -74,7 +74,7 @@ func TestChangedBuilderCountsAsUp(t *testing.T) {
 func TestDeadNetworkIsNoticed(t *testing.T) {
 	inWorld(t, nil, func(w *world) {
 		s := w.get()
-		w.fake.conns[0].freeze()
+		w.fake.conn().freeze()
 		started := time.Now()
 		err := s.AddTempRoots(w.Context(), somePaths(1))
 		w.isFault(err, Lost, "no sign of life")
@@ -102,7 +102,7 @@ func TestDeadConnectionIsReplaced(t *testing.T) {
 	inWorld(t, func(_ *fakeBuilder, _ *target, opts *Options) { opts.IdleSession = time.Second }, func(w *world) {
 		w.get().Release()
 		time.Sleep(10 * time.Second)
-		w.fake.conns[0].freeze()
+		w.fake.conn().freeze()
 		w.works(w.get())
 		if w.said() != "" {
 			w.Errorf("builder is called %s", w.said())

@@ -94,6 +94,9 @@ func (s *Session) fault(err error) error {
 	}
 	p, t := s.d.process, s.d.builder.target
 	said := p.remark()
+	if !said.status.known {
+		p.conn.awaitEnd() // its streams end a moment before it does
+	}
 	switch cause := p.conn.lost(); {
 	case cause != nil:
 		return t.faultf(Lost, "", "%w (%w)", cause, err)
