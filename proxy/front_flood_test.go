@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -77,20 +76,19 @@ func TestChannelFloodEndsTheConnection(t *testing.T) {
 // Guards against refusals that pile up, with 256 KiB of the peer's data each,
 // because the peer does not read them.
 func TestUnreadRefusalsEndTheConnection(t *testing.T) {
-	s := onSockets(t, withLimits(Limits{OpensPer10s: 100}), func(conn *net.TCPConn) net.Conn {
-		conn.SetWriteBuffer(4 << 10)
-		return conn
-	})
-	c := rawLogin(s)
-	c.conn.(*net.TCPConn).SetReadBuffer(4 << 10)
-	s.stuff(c)
-	for i := range 490 { // 500 in 10 s would be a flood
-		open := &channelOpen{Type: "x", Channel: uint32(i), MaxPacket: 32 << 10, Window: 1 << 20, Data: make([]byte, 1000)}
-		if err := c.write(ssh.Marshal(open)); err != nil {
-			break
+	inMemory(t, withLimits(Limits{OpensPer10s: 100, KeepAlive: time.Hour}), func(s *site) {
+		c := rawLogin(s)
+		c.conn.(*memConn).in.shrink(1 << 10)
+		s.stuff(c)
+		for i := range 490 { // 500 in 10 s would be a flood
+			open := &channelOpen{Type: "x", Channel: uint32(i), MaxPacket: 32 << 10, Window: 1 << 20, Data: make([]byte, 100_000)}
+			if err := c.write(ssh.Marshal(open)); err != nil {
+				break
+			}
 		}
-	}
-	s.logged("ssh connection ended", "principal", "alice", "reason", "refusals")
+		c.conn.Close()
+		s.logged("ssh connection ended", "principal", "alice", "reason", "refusals")
+	})
 }
 
 // stuff lets the front write more than the peer reads, so that its writes stand

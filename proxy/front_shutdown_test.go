@@ -120,6 +120,32 @@ func TestShutdownRunsOutOfPatience(t *testing.T) {
 	})
 }
 
+// Guards against a front that reports its end while commands still clean up.
+func TestShutdownWaitsUntilCommandsReturned(t *testing.T) {
+	const cleanup = 3 * time.Second
+	returned := make(chan struct{}, 1)
+	inMemory(t, func(o *FrontOptions) {
+		o.Exec = func(ctx context.Context, _ *Exec) int {
+			<-ctx.Done()
+			time.Sleep(cleanup)
+			returned <- struct{}{}
+			return 0
+		}
+	}, func(s *site) {
+		ch, _ := s.channel(s.login("nix", testKey("alice")))
+		s.request(ch, "exec", text("x"))
+		s.settle(nil)
+		start := time.Now()
+		if err := s.shutDown(time.Second); !errors.Is(err, context.DeadlineExceeded) {
+			s.Errorf("shutdown: %v, want that time is up", err)
+		}
+		s.about("shutdown", time.Since(start), time.Second+cleanup)
+		if len(returned) != 1 {
+			s.Error("shutdown returned before the command did")
+		}
+	})
+}
+
 // Guards against a listener that is opened again by a late Serve.
 func TestServeAfterShutdownClosesItsListener(t *testing.T) {
 	inMemory(t, nil, func(s *site) {
