@@ -24,7 +24,7 @@ func oneBuild() bench {
 func fiftyBuilds() bench {
 	return bench{
 		name: "builds", share: 115, title: fmt.Sprintf("50 trivial builds, %d jobs", jobs),
-		what: fmt.Sprintf("`nix-build` of fifty such derivations at once, %d jobs in the machines file, on the builder and in the proxy's policy", jobs),
+		what: fmt.Sprintf("`nix-build` of fifty such trivial derivations at once, %d jobs in the machines file, on the builder and in the proxy's policy", jobs),
 		slow: true, extraClients: true,
 		goal: goal{limit: 0.6},
 		warm: warmUp,

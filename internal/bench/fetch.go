@@ -24,7 +24,7 @@ func bigOut() bench {
 func smallOut() bench {
 	return bench{
 		name: "smallout", share: 70, title: "many small paths out",
-		what: fmt.Sprintf("the same with a path that refers to %d others of %d bytes (client 2.26.3, which opens a connection for each: %d)",
+		what: fmt.Sprintf("as 1 GiB out, but a path that refers to %d others of %d bytes (client 2.26.3, which opens a connection for each: %d)",
 			smallPaths, smallBytes, smallPathsOut(testbed.Nix226)),
 		slow: true, paths: smallPathsOut,
 		prepare: prepareSmallOut,
@@ -33,8 +33,6 @@ func smallOut() bench {
 	}
 }
 
-// prepareBigOut has the path built through the last of the ways that keep
-// anything, so that builder, proxy and hub have it.
 func prepareBigOut(ctx context.Context, s *stage) error {
 	d := testbed.Derivation{Name: s.serial.next(), OutputSize: bigBytes, Random: true}
 	return s.buildSubject(ctx, d, nil)

@@ -85,13 +85,10 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	if err != nil {
 		return err
 	}
-	results, err := measureAll(ctx, l, o, log)
-	if err != nil {
-		return err
-	}
+	results, measureErr := measureAll(ctx, l, o, log)
 	r := report{about: about, took: time.Since(began), results: results, columns: o.columns}
 	if _, err := io.WriteString(out, r.String()); err != nil {
 		return err
 	}
-	return r.failure()
+	return errors.Join(measureErr, r.failure())
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"nixbastion/internal/testbed"
@@ -55,7 +56,7 @@ func (o options) tasks() []task {
 }
 
 // measureAll gives each task a part of the time that there is. What one leaves
-// is the next one's.
+// is the next one's. With an error it returns what was measured before.
 func measureAll(ctx context.Context, l *lab, o options, log *slog.Logger) ([]*result, error) {
 	tasks := o.tasks()
 	limit := newTimeLimit(o.time, tasks)
@@ -64,9 +65,10 @@ func measureAll(ctx context.Context, l *lab, o options, log *slog.Logger) ([]*re
 		log.Info("measure", "bench", t.bench.name, "client", t.client)
 		r, err := l.measure(ctx, t, o.rounds, limit.end(i))
 		if err != nil {
-			return nil, fmt.Errorf("%s with client %s: %w", t.bench.name, t.client, err)
+			return results, fmt.Errorf("%s with client %s: %w", t.bench.name, t.client, err)
 		}
 		results = append(results, r)
+		log.Info("measured", "bench", t.bench.name, "client", t.client, "verdict", strings.ReplaceAll(r.verdict(), "\t", " "))
 	}
 	return results, nil
 }

@@ -31,7 +31,7 @@ func bigIn() bench {
 func smallIn() bench {
 	return bench{
 		name: "smallin", share: 90, title: "2,000 small paths in, and build",
-		what: fmt.Sprintf("the same with %d inputs of %d bytes, each a store path of its own", smallPaths, smallBytes),
+		what: fmt.Sprintf("as 1 GiB in, but with %d inputs of %d bytes, each a store path of its own; all stores were emptied", smallPaths, smallBytes),
 		slow: true, paths: func(string) int { return smallPaths },
 		warm: warmUp,
 		before: func(ctx context.Context, s *stage, w *way) ([]string, error) {

@@ -73,7 +73,7 @@ func (g cgroup) remove() error {
 
 func (g cgroup) removeLeaf() error {
 	var err error
-	for range 100 {
+	for range 1000 { // 10 s: a busy machine takes its time to bury a large process
 		err = os.Remove(string(g))
 		if err == nil || errors.Is(err, os.ErrNotExist) {
 			return nil
