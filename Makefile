@@ -4,7 +4,7 @@
 export NIXBASTION_CACHE ?= /var/cache/nixbastion
 SETUP := sh internal/setup/install.sh
 # The go command is found, or installed, when a recipe first needs it.
-GO = $(eval GO := $$(shell $(SETUP) | tail -n 1))$(GO)
+GO = $(eval GO := $$(or $$(shell $(SETUP) | tail -n 1),$$(error setup failed; its reason stands above)))$(GO)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
