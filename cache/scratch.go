@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+
+	"nixbastion/internal/nix"
 )
 
 // scratch is the folder of temporary files of one process. The lock on the file
@@ -130,7 +132,16 @@ func wipeOne(root *os.Root, dir string) error {
 func (s *scratch) create() (*os.File, string, error) {
 	name := strconv.FormatUint(s.next.Add(1), 10)
 	f, err := s.root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	return f, name, err
+	return f, name, diskError(err)
+}
+
+// diskError tells the user when the disk is full, and leaves other errors alone:
+// they are the admin's.
+func diskError(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return &nix.UserError{Message: "the proxy's disk is full; its admin has to make space or lower cache.size", Err: err}
+	}
+	return err
 }
 
 // write makes a temporary file with this content.

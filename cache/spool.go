@@ -68,7 +68,7 @@ func (s *spool) Write(p []byte) (int, error) {
 	if before/stride != after/stride {
 		startWriteback(s.file, before/stride*stride, stride)
 	}
-	return n, err
+	return n, diskError(err)
 }
 
 // broadcast wakes the followers. s.mu is held.

@@ -76,7 +76,7 @@ func (t *TempFile) Write(p []byte) (int, error) {
 	}
 	n, err := t.File.Write(p)
 	t.size += uint64(n)
-	return n, err
+	return n, diskError(err)
 }
 
 // ReadFrom is Write for a whole stream, in pieces.
