@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -188,10 +189,25 @@ func (p *Proxy) serveDaemon(ctx context.Context, x *Exec, log *slog.Logger) int 
 	})
 	if err != nil {
 		log.Warn("session ended", "error", err)
-		fmt.Fprintf(x.Stderr, "nixbastion: %v\n", err)
+		fmt.Fprintf(x.Stderr, "nixbastion: %s\n", endText(err))
 		return 1
 	}
 	return 0
+}
+
+// endText is what a client may read of the error that ended its session. What
+// the proxy's own disk and network said is not its business.
+func endText(err error) string {
+	var user *nix.UserError
+	var file *fs.PathError
+	var call *os.SyscallError
+	switch {
+	case errors.As(err, &user):
+		return user.Message
+	case errors.As(err, &file) || errors.As(err, &call):
+		return errInternal.Error()
+	}
+	return err.Error()
 }
 
 func (p *Proxy) newSession(principal *policy.Principal, log *slog.Logger) *session {
