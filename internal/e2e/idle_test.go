@@ -32,7 +32,7 @@ func TestThousandIdleConnectionsNeedLittleMemory(t *testing.T) { testIdle(t, 1) 
 
 func TestSoakThousandIdleConnectionsNeedLittleMemory(t *testing.T) {
 	onlyInSoak(t)
-	testIdle(t, 4)
+	testIdle(t, 3)
 }
 
 // testIdle keeps the clients for some keep-alives: without a session, then with

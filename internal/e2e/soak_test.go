@@ -58,6 +58,15 @@ func counted(t *testing.T) *count {
 	return c
 }
 
+// round runs one round as a subtest and counts it.
+func (c *count) round(t *testing.T, f func(t *testing.T)) {
+	t.Helper()
+	c.rounds++
+	if !t.Run(fmt.Sprintf("round %d", c.rounds), f) {
+		c.failed++
+	}
+}
+
 // saw notes how much memory the proxy took.
 func (c *count) saw(rss int64) { c.peak = max(c.peak, rss) }
 
