@@ -39,14 +39,14 @@ type counts struct {
 	lines []*count
 }
 
-// counted begins the line of a test. Its time and whether the test failed are
-// filled in when the test ends.
+// counted returns the line of a test, and begins it the first time. Its time and
+// whether the test failed are filled in when the test ends.
 func counted(t *testing.T) *count {
 	t.Helper()
-	c := &count{what: t.Name()}
-	table.mu.Lock()
-	table.lines = append(table.lines, c)
-	table.mu.Unlock()
+	c, isNew := table.line(t.Name())
+	if !isNew {
+		return c
+	}
 	began := time.Now()
 	t.Cleanup(func() {
 		c.took = time.Since(began)
@@ -56,6 +56,19 @@ func counted(t *testing.T) *count {
 		}
 	})
 	return c
+}
+
+func (t *counts) line(what string) (c *count, isNew bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, c := range t.lines {
+		if c.what == what {
+			return c, false
+		}
+	}
+	c = &count{what: what}
+	t.lines = append(t.lines, c)
+	return c, true
 }
 
 // round runs one round as a subtest and counts it.
