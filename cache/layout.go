@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"time"
 
 	"nixbastion/internal/nix"
 )
@@ -84,11 +85,26 @@ func makeDomain(root *os.Root, domain string) error {
 	if err := root.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	err := root.Symlink(path.Join("..", "..", narDir), path.Join(dir, narDir))
-	if err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := linkNARs(root, domain); err != nil {
 		return err
 	}
 	return makeCacheInfo(root, domain)
+}
+
+// linkNARs lets a domain have the NARs that all share. Nix makes a folder of that
+// name in a binary cache that it merely opens; what is in the way is put aside.
+func linkNARs(root *os.Root, domain string) error {
+	link, shared := path.Join(folder(domain), narDir), path.Join("..", "..", narDir)
+	if to, err := root.Readlink(link); err == nil && to == shared {
+		return nil
+	}
+	if err := root.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		aside := fmt.Sprintf("%s-of-%s-%d", narDir, domain, time.Now().UnixNano())
+		if err := root.Rename(link, path.Join(quarantineDir, aside)); err != nil {
+			return err
+		}
+	}
+	return root.Symlink(shared, link)
 }
 
 func makeCacheInfo(root *os.Root, domain string) error {

@@ -87,6 +87,35 @@ func TestDomainIsAStandardBinaryCache(t *testing.T) {
 	}
 }
 
+// Guards against a domain that nobody else can read because somebody looked at it
+// too early: Nix makes the folder nar of a binary cache that it opens, where our
+// link belongs.
+func TestFolderInTheWayOfTheNARsIsPutAside(t *testing.T) {
+	for name, file := range map[string]string{"empty": "", "filled": "x.nar"} {
+		t.Run(name, func(t *testing.T) {
+			dir := newDir(t)
+			inTheWay := filepath.Join(dir, "domain", "team", "nar")
+			if err := os.MkdirAll(inTheWay, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if file != "" {
+				if err := os.WriteFile(filepath.Join(inTheWay, file), []byte("x"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c := openCache(t, Options{Dir: dir})
+			o := obj("hello", "hello")
+			o.mustBe(t, Added, o.receive(t, c, in("team")))
+			flushed(t, c)
+			info := foreignNarinfo(t, filepath.Join(dir, "domain", "team", o.info.Path.HashPart()+".narinfo"))
+			archive, err := os.ReadFile(filepath.Join(dir, "domain", "team", info.URL))
+			if err != nil || !bytes.Equal(archive, o.nar) {
+				t.Errorf("the NAR behind the URL %q differs (%v)", info.URL, err)
+			}
+		})
+	}
+}
+
 // Guards against a path that leaks to everybody who may read the public folder:
 // only a grant for everybody, of what is proven, puts it there.
 func TestOnlyPublicPathsEnterThePublicLayout(t *testing.T) {
