@@ -22,10 +22,24 @@ func (d *decoder) index() {
 	}
 }
 
-// Identify returns whose key it is, if it may be used from the address. Whoever is
-// not in the policy is refused. The principal belongs to the policy and must not
-// be changed. The error is for the log; it has the key's fingerprint.
-func (p *Policy) Identify(key ssh.PublicKey, remote netip.Addr) (*Principal, error) {
+// Access is what one key opens: its principal, and what the key's own line or
+// certificate narrows. It belongs to the policy and must not be changed.
+type Access struct {
+	Principal *Principal
+	// Command, if not empty, is what is served whatever the client asks for.
+	Command string
+	// NoJump keeps the key from the bastion.
+	NoJump bool
+	// PermitOpen, if not nil, narrows the principal's Jump to these.
+	PermitOpen []JumpTarget
+	// Certificate tells for logs which certificate was shown: key id, serial and
+	// authority. It is empty for plain keys.
+	Certificate string
+}
+
+// Identify returns what a key opens from an address. Whoever is not in the policy
+// is refused. The error is for the log; it has the key's fingerprint.
+func (p *Policy) Identify(key ssh.PublicKey, remote netip.Addr) (*Access, error) {
 	g := p.keys[string(key.Marshal())]
 	if g == nil {
 		return nil, fmt.Errorf("key %s is not in the policy", ssh.FingerprintSHA256(key))
@@ -33,5 +47,5 @@ func (p *Policy) Identify(key ssh.PublicKey, remote netip.Addr) (*Principal, err
 	if !g.from.allows(remote) {
 		return nil, fmt.Errorf("key %s of principal %s must not be used from %s", g.fingerprint, g.principal.Name, remote)
 	}
-	return g.principal, nil
+	return &Access{Principal: g.principal}, nil
 }

@@ -40,7 +40,7 @@ func TestIdentifyKnowsKeysAndNothingElse(t *testing.T) {
 			t.Errorf("%s from %s: got in as %+v", c.key, c.from, who)
 		case c.want == "" && !strings.Contains(err.Error(), ssh.FingerprintSHA256(testKey(c.key))):
 			t.Errorf("%s from %s: no fingerprint in %q", c.key, c.from, err)
-		case c.want != "" && (err != nil || who.Name != c.want):
+		case c.want != "" && (err != nil || who.Principal.Name != c.want):
 			t.Errorf("%s from %s: got %+v, %v", c.key, c.from, who, err)
 		}
 	}

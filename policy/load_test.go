@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -79,7 +80,8 @@ principals:
 		b.MaxJobs != 1 || b.SpeedFactor != 1 || b.Domains[0] != "default" || b.Content != ContentAccept {
 		t.Errorf("builder %+v", b)
 	}
-	if want := (Principal{"anna", RoleRead, "ci", 4, 5, NoBuilderRefuse}); pol.Principals[0] != want {
+	want := Principal{Name: "anna", Role: RoleRead, Domain: "ci", MaxJobs: 4, MaxConnections: 5, NoBuilder: NoBuilderRefuse}
+	if !reflect.DeepEqual(pol.Principals[0], want) {
 		t.Errorf("principal %+v, want %+v", pol.Principals[0], want)
 	}
 }

@@ -2,8 +2,11 @@ package policy
 
 import (
 	"log/slog"
+	"net/netip"
 
 	"golang.org/x/crypto/ssh"
+
+	"nixbastion/internal/nix"
 )
 
 // Policy is a valid policy file with its defaults filled in. Only Load makes
@@ -21,7 +24,44 @@ type Policy struct {
 	Builders   []Builder
 	Principals []Principal
 
+	// Commands says what clients may put into the command that they ask for.
+	Commands Commands
+	// TrustedPublicKeys are those whose signatures prove a store path, as in
+	// Nix's setting of that name.
+	TrustedPublicKeys []nix.PublicKey
+	// Admin is the socket for the admin's own questions.
+	Admin Admin
+
 	keys map[string]*grant // by the key's wire form
+}
+
+// Commands says what clients may put into the command that they ask for. What is
+// run never depends on it: nothing is.
+type Commands struct {
+	// RemoteStore says what happens to --store (the store parameter remote-store).
+	RemoteStore RemoteStore
+	// PlainProgram refuses programs with a directory before their name (the store
+	// parameter remote-program).
+	PlainProgram bool
+}
+
+// RemoteStore says what happens to a command that names another store. The zero
+// value is the strict one.
+type RemoteStore int
+
+const (
+	// RemoteStoreRefuse refuses the command.
+	RemoteStoreRefuse RemoteStore = iota
+	// RemoteStoreIgnore serves the proxy's own store all the same.
+	RemoteStoreIgnore
+)
+
+// Admin is a unix socket on which the proxy answers the admin.
+type Admin struct {
+	// Socket is its path. Its mode is 0660.
+	Socket string
+	// Users are the accounts that may ask besides root and the proxy's own.
+	Users []string
 }
 
 // SSH adjusts the front that clients meet.
@@ -71,9 +111,26 @@ const (
 	ContentAccept
 )
 
+// Protocol is how a builder is spoken to.
+type Protocol int
+
+const (
+	// ProtocolWorker is that of nix-daemon --stdio (ssh-ng).
+	ProtocolWorker Protocol = iota
+	// ProtocolServe is that of nix-store --serve (ssh), for builders with a
+	// forced command or a Nix older than 2.4.
+	ProtocolServe
+)
+
 // Builder is a machine that builds.
 type Builder struct {
 	Name string
+	// Socket is the path of the daemon's socket on this machine, for a builder
+	// that is not reached over SSH; Address, User, IdentityFile, HostKeys,
+	// KnownHosts and RemoteProgram are empty then. Else it is empty.
+	Socket string
+	// Protocol is spoken with a builder that is reached over SSH.
+	Protocol Protocol
 	// Address is host:port.
 	Address string
 	User    string
@@ -141,4 +198,22 @@ type Principal struct {
 	// MaxConnections of the principal at one time; 0 is the front's default.
 	MaxConnections int
 	NoBuilder      NoBuilder
+	// CheckBuilds and RepairBuilds let the principal ask for builds of that mode.
+	CheckBuilds, RepairBuilds bool
+	// Jump are the targets that the principal may reach through the proxy, as a
+	// jump host. None: it may reach nothing.
+	Jump []JumpTarget
+}
+
+// JumpTarget is a pattern of targets of the bastion.
+type JumpTarget struct {
+	// Builder is the name of a builder; or, if that is empty:
+	Builder string
+	// Host is a host name, in which "*" stands for one label; or, if that is
+	// empty, Net has the addresses.
+	Host string
+	Net  netip.Prefix
+	// Port is the one that may be reached; 0 stands for every port, and for a
+	// builder for its own.
+	Port uint16
 }

@@ -148,11 +148,11 @@ func (p *Proxy) Shutdown(ctx context.Context) error {
 
 // authorize is asked for every key that a client offers.
 func (p *Proxy) authorize(key ssh.PublicKey, remote netip.Addr) (Grant, error) {
-	principal, err := p.policy.Current().Identify(key, remote)
+	access, err := p.policy.Current().Identify(key, remote)
 	if err != nil {
 		return Grant{}, err
 	}
-	return Grant{Principal: principal.Name, MaxConnections: principal.MaxConnections, Data: principal}, nil
+	return Grant{Principal: access.Principal.Name, MaxConnections: access.Principal.MaxConnections, Data: access}, nil
 }
 
 // exec runs what a client asked for and returns its exit status.
@@ -177,7 +177,7 @@ func (p *Proxy) exec(ctx context.Context, x *Exec) int {
 const nixVersion = "2.34.8"
 
 func (p *Proxy) serveDaemon(ctx context.Context, x *Exec, log *slog.Logger) int {
-	principal := x.Identity.Data.(*policy.Principal)
+	principal := x.Identity.Data.(*policy.Access).Principal
 	s := p.newSession(principal, log)
 	defer s.close()
 	err := worker.Serve(ctx, stdio{x.Stdin, x.Stdout}, s, worker.ServeOptions{

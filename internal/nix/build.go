@@ -1,6 +1,9 @@
 package nix
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
 
 // BuildMode says what a build is for. Its numbers are those of the protocols.
 type BuildMode uint8
@@ -103,4 +106,16 @@ func Failure(status BuildStatus, format string, args ...any) *BuildResult {
 type KeyedBuildResult struct {
 	Target DerivedPath
 	Result *BuildResult
+}
+
+// BuildLimits are what a client asks of the builds that follow. ssh:// clients
+// send them with each build (serve protocol, BuildOptions); ssh-ng:// has no such
+// message. The zero value asks for nothing.
+type BuildLimits struct {
+	// MaxSilent ends a build that logs nothing for so long, Timeout one that
+	// takes longer; 0 for none. The result is StatusTimedOut.
+	MaxSilent, Timeout time.Duration
+	// MaxLogSize ends a build whose log has more bytes; 0 for none. The result
+	// is StatusLogLimitExceeded.
+	MaxLogSize uint64
 }

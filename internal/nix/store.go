@@ -141,6 +141,12 @@ type OptionSetter interface {
 	SetOptions(ctx context.Context, opts ClientOptions) error
 }
 
+// BuildLimiter is a Store that bounds its builds as a client asks. The limits
+// hold for the builds that follow, until they are set again.
+type BuildLimiter interface {
+	SetBuildLimits(limits BuildLimits)
+}
+
 // Trust is what a server tells a client of the client's own standing.
 type Trust uint8
 
