@@ -18,17 +18,20 @@ func (d *decoder) builder(n *yaml.Node) {
 	b := Builder{MaxJobs: defaultMaxJobs, SpeedFactor: 1, Domains: []string{defaultDomainName}, Content: ContentAccept}
 	values := d.mapping(n, "builders.",
 		setting{"name", func(n *yaml.Node) { b.Name, _ = d.checkedText(n, checkName) }},
-		setting{"address", func(n *yaml.Node) { b.Address = d.address(n) }},
-		setting{"user", func(n *yaml.Node) { b.User, _ = d.checkedText(n, checkAccount) }},
-		setting{"identity_file", func(n *yaml.Node) { b.IdentityFile = d.identityFile(n, &b) }},
-		setting{"host_keys", func(n *yaml.Node) { b.HostKeys = d.hostKeys(n) }},
-		setting{"known_hosts", func(n *yaml.Node) { b.KnownHosts = d.knownHosts(n, b.Address) }},
+		setting{"address", func(n *yaml.Node) { d.place(n, &b) }},
+		setting{"protocol", overSSH(&b, func(n *yaml.Node) {
+			b.Protocol, _ = choice(d, n, map[string]Protocol{"ssh-ng": ProtocolWorker, "ssh": ProtocolServe})
+		})},
+		setting{"user", overSSH(&b, func(n *yaml.Node) { b.User, _ = d.checkedText(n, checkAccount) })},
+		setting{"identity_file", overSSH(&b, func(n *yaml.Node) { b.IdentityFile = d.identityFile(n, &b) })},
+		setting{"host_keys", overSSH(&b, func(n *yaml.Node) { b.HostKeys = d.hostKeys(n) })},
+		setting{"known_hosts", overSSH(&b, func(n *yaml.Node) { b.KnownHosts = d.knownHosts(n, b.Address) })},
 		setting{"systems", func(n *yaml.Node) { b.Systems = d.systems(n) }},
 		setting{"features", func(n *yaml.Node) { b.Features = d.texts(n, checkWord) }},
 		setting{"mandatory_features", func(n *yaml.Node) { b.MandatoryFeatures = d.texts(n, checkWord) }},
 		setting{"max_jobs", func(n *yaml.Node) { b.MaxJobs, _ = d.count(n, 1, maxBuilderJobs) }},
 		setting{"speed_factor", func(n *yaml.Node) { b.SpeedFactor, _ = d.speed(n) }},
-		setting{"remote_program", func(n *yaml.Node) { b.RemoteProgram, _ = d.checkedText(n, checkProgram) }},
+		setting{"remote_program", overSSH(&b, func(n *yaml.Node) { d.remoteProgram(n, &b) })},
 		setting{"domains", func(n *yaml.Node) { b.Domains = d.builderDomains(n) }},
 		setting{"builder_content", func(n *yaml.Node) { b.Content = d.content(n) }},
 	)
@@ -49,9 +52,20 @@ func (d *decoder) requireOfBuilder(n *yaml.Node, values map[string]*yaml.Node, b
 	d.require(n, values, what,
 		[2]string{"name", "name it: name: builder1"},
 		[2]string{"address", "say where it is: address: builder1.example.org:22"},
+		[2]string{"systems", "list what it builds for: systems: [x86_64-linux]"},
+	)
+	if b.Socket != "" {
+		d.refuseRemoteOnly(values, what)
+		return
+	}
+	d.requireOfHost(n, values, what, b)
+}
+
+// requireOfHost notes what is missing to log in to a builder.
+func (d *decoder) requireOfHost(n *yaml.Node, values map[string]*yaml.Node, what string, b *Builder) {
+	d.require(n, values, what,
 		[2]string{"user", "name the account on it that is in trusted-users of its nix.conf: user: nix"},
 		[2]string{"identity_file", keygenHint(filepath.Join(d.dir, "builder-key"), b)},
-		[2]string{"systems", "list what it builds for: systems: [x86_64-linux]"},
 	)
 	switch {
 	case values == nil:
@@ -69,19 +83,6 @@ func orNode(n, otherwise *yaml.Node) *yaml.Node {
 	return otherwise
 }
 
-func (d *decoder) address(n *yaml.Node) string {
-	text, ok := d.text(n)
-	if !ok {
-		return ""
-	}
-	address, err := builderAddress(text)
-	if err != nil {
-		d.mistake(n, hintOf(err), "%v", err)
-		return ""
-	}
-	return address
-}
-
 var accountGrammar = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.@\\-]{0,63}\$?$`)
 
 func checkAccount(name string) error {
@@ -95,9 +96,9 @@ var programGrammar = regexp.MustCompile(`^/[A-Za-z0-9_./+-]+$`)
 
 // checkProgram keeps out whatever the shell of the builder would understand as
 // more than a path.
-func checkProgram(path string) error {
-	if len(path) > 1024 || !programGrammar.MatchString(path) {
-		return refuse("write the full path of nix-daemon on the builder and nothing else, as /run/current-system/sw/bin/nix-daemon",
+func checkProgram(path string, protocol Protocol) error {
+	if program := remotePrograms[protocol]; len(path) > 1024 || !programGrammar.MatchString(path) {
+		return refuse("write the full path of "+program+" on the builder and nothing else, as /run/current-system/sw/bin/"+program,
 			"%s is not the path of a program", quote(path))
 	}
 	return nil

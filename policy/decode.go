@@ -30,6 +30,7 @@ type decoder struct {
 	domainsSeen, buildersSeen, principalsSeen names
 	references                                []reference
 	shared                                    []sharing
+	jumps                                     []jumpReference
 }
 
 // setting is one key that a mapping may have.

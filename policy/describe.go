@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"nixbastion/internal/nix"
 )
 
 // Describe says in plain words what the policy means, and prints the lines with
@@ -58,6 +60,40 @@ func (t *description) server() {
 	if len(p.SSH.Ciphers) > 0 {
 		t.line(0, "Clients may choose from the ciphers %s.", strings.Join(p.SSH.Ciphers, ", "))
 	}
+	t.commands(p.Commands)
+	t.trust(p.TrustedPublicKeys)
+	t.line(0, "The admin asks on %s: root, the proxy's own account%s.", p.Admin.Socket, adminsText(p.Admin.Users))
+}
+
+func adminsText(users []string) string {
+	if len(users) == 0 {
+		return " and nobody else"
+	}
+	return " and " + strings.Join(users, ", ")
+}
+
+// commands says how far commands may differ from the plain ones.
+func (t *description) commands(c Commands) {
+	if c.RemoteStore == RemoteStoreIgnore {
+		t.line(0, "Clients that ask for another store (remote-store) get this one all the same.")
+	} else {
+		t.line(0, "Clients that ask for another store (remote-store) are refused.")
+	}
+	if c.PlainProgram {
+		t.line(0, "Clients that name a program with its directory (remote-program) are refused.")
+	}
+}
+
+func (t *description) trust(keys []nix.PublicKey) {
+	if len(keys) == 0 {
+		t.line(0, "No signature proves a store path.")
+		return
+	}
+	all := make([]string, len(keys))
+	for i, key := range keys {
+		all[i] = key.Name()
+	}
+	t.line(0, "Signatures of %s prove a store path.", strings.Join(all, ", "))
 }
 
 func (t *description) domain(name string) {
@@ -103,12 +139,45 @@ func (t *description) principal(q Principal) {
 	if q.NoBuilder == NoBuilderRefuse {
 		parts = append(parts, "sent away while no builder is up")
 	}
+	if q.Role == RoleFull && !q.CheckBuilds {
+		parts = append(parts, "no builds to check outputs (check_builds)")
+	}
+	if q.RepairBuilds {
+		parts = append(parts, "may have outputs built again and replaced (repair_builds)")
+	}
 	t.line(2, "%s: %s", q.Name, strings.Join(parts, ", "))
+	if len(q.Jump) > 0 {
+		t.line(3, "may jump through the proxy to %s", strings.Join(t.jumpTexts(q.Jump), ", "))
+	}
 	for _, g := range t.grants[q.Name] {
 		if g.from != nil {
 			t.line(3, "its key %s only from %s", g.fingerprint, g.from)
 		}
 	}
+}
+
+// jumpTexts says where builders are, as their names alone say nothing of it.
+func (t *description) jumpTexts(targets []JumpTarget) []string {
+	all := make([]string, len(targets))
+	for i, target := range targets {
+		all[i] = target.meaning()
+		if b := t.pol.builderNamed(target.Builder); b != nil {
+			all[i] = fmt.Sprintf("builder %s (%s)", b.Name, b.Address)
+		}
+	}
+	return all
+}
+
+// meaning says what the "*" of a target stand for.
+func (t JumpTarget) meaning() string {
+	text := t.String()
+	if t.Port == 0 && t.Builder == "" {
+		text = strings.TrimSuffix(text, ":*") + " at every port"
+	}
+	if t.Host == "*" {
+		text += " (any name without a dot)"
+	}
+	return text
 }
 
 // powers says aloud what role full amounts to.
@@ -125,7 +194,7 @@ func powers(keys int, builders []string) string {
 }
 
 func (t *description) builder(b *Builder) {
-	t.line(0, "\nBuilder %s, reached as %s@%s", b.Name, b.User, b.Address)
+	t.line(0, "\nBuilder %s, %s", b.Name, reachText(b))
 	t.line(1, "builds for %s", strings.Join(systemTexts(b), ", "))
 	if len(b.Features) > 0 {
 		t.line(1, "offers the features %s", strings.Join(b.Features, ", "))
@@ -143,6 +212,17 @@ func (t *description) builder(b *Builder) {
 	} else {
 		t.line(1, "an input that it holds already is used, whatever its bytes, as Nix does (builder_content: accept)")
 	}
+}
+
+// reachText says how a builder is reached.
+func reachText(b *Builder) string {
+	switch {
+	case b.Socket != "":
+		return "the daemon of this machine at " + b.Socket + "; the proxy's own account must be in its trusted-users"
+	case b.Protocol == ProtocolServe:
+		return fmt.Sprintf("reached as %s@%s and spoken to by nix-store --serve (protocol: ssh)", b.User, b.Address)
+	}
+	return fmt.Sprintf("reached as %s@%s", b.User, b.Address)
 }
 
 func systemTexts(b *Builder) []string {
@@ -179,6 +259,9 @@ func (t *description) warnings() {
 		if len(p.Principals) > 0 && !slices.ContainsFunc(b.Domains, p.hasFull) {
 			warn("builder %s is for domains where nobody may build", b.Name)
 		}
+	}
+	if len(p.Admin.Socket) > maxSocketPath {
+		warn("the path of the admin's socket is longer than %d bytes, which no socket can have; choose another: admin: {socket: PATH}", maxSocketPath)
 	}
 	for i, text := range all {
 		if i == 0 {

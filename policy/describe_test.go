@@ -39,6 +39,34 @@ func TestDescribeSaysWhatThePolicyMeans(t *testing.T) {
 	}
 }
 
+// Guards against settings that open a door without a word about it.
+func TestDescribeNamesEveryDoor(t *testing.T) {
+	d := newDir(t)
+	got := describe(t, d.load(t, minimal+builderText("    protocol: ssh\n")+
+		"  - {name: local, address: \"unix:///daemon\", systems: [i686-linux]}\n"+
+		"principals:\n  - {name: anna, role: full, keys: ["+authorizedLine("anna")+"], check_builds: refuse, repair_builds: allow, "+
+		`jump: [b1, "git:22", "*:22", "*.example.org:*", "192.0.2.0/24:22", "[2001:db8::1]:22"]}`+"\n"+
+		"commands: {remote_store: ignore, remote_program: refuse}\ntrusted_public_keys: []\nadmin: {socket: /run/x, users: [anna, otto]}\n"), "proxy")
+	for _, want := range []string{
+		"Builder b1, reached as nix@b1.example.org:22 and spoken to by nix-store --serve (protocol: ssh)",
+		"Builder local, the daemon of this machine at /daemon; the proxy's own account must be in its trusted-users",
+		"    anna: 1 key, no builds to check outputs (check_builds), may have outputs built again and replaced (repair_builds)",
+		"      may jump through the proxy to builder b1 (b1.example.org:22), git:22, *:22 (any name without a dot), *.example.org at every port, 192.0.2.0/24:22, [2001:db8::1]:22",
+		"Clients that ask for another store (remote-store) get this one all the same.",
+		"Clients that name a program with its directory (remote-program) are refused.",
+		"No signature proves a store path.",
+		"The admin asks on /run/x: root, the proxy's own account and anna, otto.",
+	} {
+		if !strings.Contains(got, want+"\n") {
+			t.Errorf("no line %q in:\n%s", want, got)
+		}
+	}
+	long := "state_dir: /" + strings.Repeat("x", maxSocketPath) + "\n"
+	if got := describe(t, d.load(t, long), "proxy"); !strings.Contains(got, "warning: the path of the admin's socket is longer than 107 bytes") {
+		t.Errorf("got:\n%s", got)
+	}
+}
+
 // Guards against lines that clients cannot use as they are: Nix decodes the last
 // field and puts it behind the host's name.
 func TestMachinesLineHasTheUnionAndTheHostKey(t *testing.T) {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"os"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -70,7 +71,15 @@ func TestExampleTellsTheDefaults(t *testing.T) {
 	if a.Content != b.Content || !slices.Equal(a.Domains, b.Domains) {
 		t.Errorf("builder: %+v, as comments %+v", a, b)
 	}
-	if p, q := plain.Principals[0], all.Principals[0]; p.Domain != q.Domain || p.NoBuilder != q.NoBuilder {
+	if a.Protocol != b.Protocol {
+		t.Errorf("protocol: %v, as comments %v", a.Protocol, b.Protocol)
+	}
+	if plain.Commands != all.Commands || plain.Admin.Socket != strings.Replace(all.Admin.Socket, "/var/lib/nixbastion", plain.StateDir, 1) ||
+		!reflect.DeepEqual(plain.TrustedPublicKeys, all.TrustedPublicKeys) {
+		t.Errorf("commands, admin or trusted keys: %+v, as comments %+v", plain, all)
+	}
+	if p, q := plain.Principals[0], all.Principals[0]; p.Domain != q.Domain || p.NoBuilder != q.NoBuilder ||
+		p.CheckBuilds != q.CheckBuilds || p.RepairBuilds != q.RepairBuilds {
 		t.Errorf("principal: %+v, as comments %+v", p, q)
 	}
 }

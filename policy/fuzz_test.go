@@ -74,7 +74,14 @@ func checkAccepted(t *testing.T, pol *Policy) {
 			t.Fatalf("principal %+v", q)
 		}
 	}
+	for _, q := range pol.Principals {
+		checkJump(t, pol, q)
+	}
 	for _, b := range pol.Builders {
+		if b.Socket != "" {
+			checkLocal(t, b)
+			continue
+		}
 		if len(b.HostKeys) == 0 && b.KnownHosts == "" {
 			t.Fatalf("builder without host keys: %+v", b)
 		}
@@ -84,5 +91,25 @@ func checkAccepted(t *testing.T, pol *Policy) {
 	}
 	if pol.StateDir == "" || len(pol.Listen) == 0 || pol.Cache.Size <= pol.Cache.SpoolReserve || pol.Cache.SpoolReserve < 0 {
 		t.Fatalf("policy %+v", pol)
+	}
+}
+
+func checkLocal(t *testing.T, b Builder) {
+	if b.Address != "" || b.User != "" || b.IdentityFile != "" || b.RemoteProgram != "" || b.Protocol != ProtocolWorker || !filepath.IsAbs(b.Socket) {
+		t.Fatalf("builder %+v", b)
+	}
+}
+
+// checkJump holds that what was accepted reads the same again and opens no whole
+// network.
+func checkJump(t *testing.T, pol *Policy, q Principal) {
+	for _, target := range q.Jump {
+		again, err := parseJump(target.String())
+		if err != nil || again != target {
+			t.Fatalf("%+v is written %s, which is %+v, %v", target, target, again, err)
+		}
+		if target.Port == 0 && target.isEverywhere() || target.Builder != "" && pol.builderNamed(target.Builder) == nil {
+			t.Fatalf("target %+v", target)
+		}
 	}
 }

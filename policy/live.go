@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -42,12 +43,18 @@ func (p *Policy) NeedsRestart(next *Policy) []string {
 		{"ssh", slices.Equal(p.SSH.Ciphers, next.SSH.Ciphers)},
 		{"cache", p.Cache == next.Cache},
 		{"log", p.Log == next.Log},
+		{"admin.socket", p.Admin.Socket == next.Admin.Socket || p.hasDefaultSocket() && next.hasDefaultSocket()},
 	} {
 		if !c.same {
 			keys = append(keys, c.key)
 		}
 	}
 	return keys
+}
+
+// hasDefaultSocket says that the admin's socket follows from state_dir.
+func (p *Policy) hasDefaultSocket() bool {
+	return p.Admin.Socket == filepath.Join(p.StateDir, defaultAdminSocket)
 }
 
 // Reload reads the file again. If anything is wrong with it, the error says what,

@@ -103,7 +103,10 @@ func TestNeedsRestartNamesWhatDoesNotCountYet(t *testing.T) {
 	if got := before.NeedsRestart(after); !slices.Equal(got, []string{"listen", "state_dir", "ssh", "cache", "log"}) {
 		t.Errorf("got %v", got)
 	}
-	if got := before.NeedsRestart(d.load(t, withKey("otto")+builderText(""))); len(got) != 0 {
+	if got := before.NeedsRestart(d.load(t, withKey("anna")+"admin: {socket: other.sock}\n")); !slices.Equal(got, []string{"admin.socket"}) {
+		t.Errorf("got %v", got)
+	}
+	if got := before.NeedsRestart(d.load(t, withKey("otto")+builderText("")+"admin: {users: [anna]}\n")); len(got) != 0 {
 		t.Errorf("principals and builders count at once; got %v", got)
 	}
 }

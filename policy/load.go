@@ -3,6 +3,8 @@ package policy
 import (
 	"log/slog"
 	"path/filepath"
+
+	"nixbastion/internal/nix"
 )
 
 // Load reads and checks a policy file, with the files that it names. Relative
@@ -59,6 +61,10 @@ const (
 	defaultDomainName = "default"
 	// defaultReserveShare is the part of the cache that is kept for uploads.
 	defaultReserveShare = 10
+	// defaultAdminSocket is in the state directory.
+	defaultAdminSocket = "admin.sock"
+	// defaultTrustedKey is that of cache.nixos.org, which Nix trusts by default.
+	defaultTrustedKey = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="
 )
 
 func defaults() *Policy {
@@ -69,5 +75,16 @@ func defaults() *Policy {
 		Log:     Log{Level: slog.LevelInfo, Format: "json"},
 		Domains: []Domain{{Name: defaultDomainName}},
 		keys:    map[string]*grant{},
+
+		TrustedPublicKeys: []nix.PublicKey{mustPublicKey(defaultTrustedKey)},
 	}
+}
+
+// mustPublicKey is for keys that stand in the program.
+func mustPublicKey(text string) nix.PublicKey {
+	key, err := nix.ParsePublicKey(text)
+	if err != nil {
+		panic(err)
+	}
+	return key
 }

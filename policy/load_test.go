@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -32,6 +33,12 @@ func TestDefaultsOfTheLeastPolicy(t *testing.T) {
 	}
 	if pol.Log != (Log{slog.LevelInfo, "json"}) || pol.SSH.Ciphers != nil {
 		t.Errorf("log %+v, ciphers %v", pol.Log, pol.SSH.Ciphers)
+	}
+	if pol.Commands != (Commands{RemoteStoreRefuse, false}) || pol.Admin.Socket != "/var/lib/nixbastion/admin.sock" || pol.Admin.Users != nil {
+		t.Errorf("commands %+v, admin %+v", pol.Commands, pol.Admin)
+	}
+	if keys := pol.TrustedPublicKeys; len(keys) != 1 || keys[0].Name() != "cache.nixos.org-1" {
+		t.Errorf("trusted keys %v", keys)
 	}
 }
 
@@ -62,6 +69,11 @@ domains: [{name: ci}]
     systems: {aarch64-linux: 0.5, armv7l-linux: 1}
 principals:
   - {name: anna, role: read, domain: ci, keys: [`+authorizedLine("anna")+`], max_jobs: 4, max_connections: 5, no_builder: refuse}
+  - {name: otto, role: full, keys: [`+authorizedLine("otto")+`], jump: [b2, "b2:2222"]}
+  - {name: eva, role: full, keys: [`+authorizedLine("eva")+`], check_builds: refuse, repair_builds: allow}
+commands: {remote_store: ignore, remote_program: refuse}
+trusted_public_keys: []
+admin: {socket: run/admin, users: [anna, otto]}
 `))
 	if pol.StateDir != d.path("state") || pol.Listen[1] != "[::1]:2222" || pol.SSH.Ciphers[0] != "aes256-gcm@openssh.com" {
 		t.Errorf("got %+v", pol)
@@ -83,6 +95,34 @@ principals:
 	want := Principal{Name: "anna", Role: RoleRead, Domain: "ci", MaxJobs: 4, MaxConnections: 5, NoBuilder: NoBuilderRefuse}
 	if !reflect.DeepEqual(pol.Principals[0], want) {
 		t.Errorf("principal %+v, want %+v", pol.Principals[0], want)
+	}
+	if p := pol.Principals[1]; !p.CheckBuilds || p.RepairBuilds || !slices.Equal(p.Jump, []JumpTarget{{Builder: "b2"}, {Host: "b2", Port: 2222}}) {
+		t.Errorf("principal %+v", p)
+	}
+	if p := pol.Principals[2]; p.CheckBuilds || !p.RepairBuilds || p.Jump != nil {
+		t.Errorf("principal %+v", p)
+	}
+	if pol.Commands != (Commands{RemoteStoreIgnore, true}) || len(pol.TrustedPublicKeys) != 0 ||
+		pol.Admin.Socket != d.path("run/admin") || !slices.Equal(pol.Admin.Users, []string{"anna", "otto"}) {
+		t.Errorf("commands %+v, trusted keys %v, admin %+v", pol.Commands, pol.TrustedPublicKeys, pol.Admin)
+	}
+}
+
+// Guards against a socket that is dialled as a host, or a program of the other
+// protocol.
+func TestBuildersAreReachedAsTheFileSays(t *testing.T) {
+	d := newDir(t)
+	pol := d.load(t, minimal+builderText("    protocol: ssh\n    remote_program: /opt/nix/bin/nix-store\n")+
+		"  - {name: local, address: \"unix:///nix/var/nix/daemon-socket/socket\", systems: [i686-linux], max_jobs: 2, features: [kvm]}\n")
+	if b := pol.Builders[0]; b.Protocol != ProtocolServe || b.RemoteProgram != "/opt/nix/bin/nix-store" || b.Socket != "" {
+		t.Errorf("builder %+v", b)
+	}
+	want := Builder{
+		Name: "local", Socket: "/nix/var/nix/daemon-socket/socket", Systems: map[string]float64{"i686-linux": 1}, Features: []string{"kvm"},
+		MaxJobs: 2, SpeedFactor: 1, Domains: []string{"default"}, Content: ContentAccept,
+	}
+	if !reflect.DeepEqual(pol.Builders[1], want) {
+		t.Errorf("builder %+v, want %+v", pol.Builders[1], want)
 	}
 }
 

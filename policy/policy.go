@@ -58,7 +58,8 @@ const (
 
 // Admin is a unix socket on which the proxy answers the admin.
 type Admin struct {
-	// Socket is its path. Its mode is 0660.
+	// Socket is its path. Its mode is 0660. Longer ones than sockets can have are
+	// possible, if they follow from the state directory.
 	Socket string
 	// Users are the accounts that may ask besides root and the proxy's own.
 	Users []string
@@ -140,7 +141,8 @@ type Builder struct {
 	// the file that has them.
 	HostKeys   []ssh.PublicKey
 	KnownHosts string
-	// RemoteProgram is the nix-daemon to run there; "" tries the usual places.
+	// RemoteProgram is the nix-daemon, or with ProtocolServe the nix-store, to run
+	// there; "" tries the usual places.
 	RemoteProgram string
 	// Systems has the speed of each system as a factor to SpeedFactor.
 	Systems           map[string]float64
@@ -205,12 +207,15 @@ type Principal struct {
 	Jump []JumpTarget
 }
 
-// JumpTarget is a pattern of targets of the bastion.
+// JumpTarget is a pattern of targets of the bastion. Two are the same if == says
+// so.
 type JumpTarget struct {
-	// Builder is the name of a builder; or, if that is empty:
+	// Builder is the name of a builder that is reached over SSH; or, if that is
+	// empty:
 	Builder string
-	// Host is a host name, in which "*" stands for one label; or, if that is
-	// empty, Net has the addresses.
+	// Host is a host name in lower case without a last dot, in which a label "*"
+	// stands for exactly one label; or, if that is empty, Net has the addresses, of
+	// IPv4 never as IPv6.
 	Host string
 	Net  netip.Prefix
 	// Port is the one that may be reached; 0 stands for every port, and for a

@@ -26,13 +26,39 @@ func (d *decoder) principal(n *yaml.Node) {
 		setting{"no_builder", func(n *yaml.Node) {
 			p.NoBuilder, _ = choice(d, n, map[string]NoBuilder{"serve": NoBuilderServe, "refuse": NoBuilderRefuse})
 		}},
+		setting{"check_builds", func(n *yaml.Node) { p.CheckBuilds = d.allows(n) }},
+		setting{"repair_builds", func(n *yaml.Node) { p.RepairBuilds = d.allows(n) }},
+		setting{"jump", func(n *yaml.Node) { p.Jump = d.jump(n) }},
 	)
+	d.buildModes(values, &p)
 	d.requireOfPrincipal(n, values, p.Name)
 	if at := values["name"]; at != nil && p.Name != "" {
 		d.principalsSeen.add(d, "principal", p.Name, at)
 	}
 	d.refer(values["domain"], n, []string{p.Domain})
 	d.pol.Principals = append(d.pol.Principals, p)
+}
+
+// buildModes fills in what a principal may ask for besides plain builds, and
+// refuses it for one that builds nothing.
+func (d *decoder) buildModes(values map[string]*yaml.Node, p *Principal) {
+	if p.Role == RoleFull && values["check_builds"] == nil {
+		p.CheckBuilds = true
+	}
+	if p.Role != RoleRead {
+		return
+	}
+	for _, key := range []string{"check_builds", "repair_builds"} {
+		if at := values[key]; at != nil {
+			d.mistake(at, "remove it", "principal %s has role read and builds nothing, so %q has no meaning", quote(p.Name), key)
+		}
+	}
+}
+
+// allows reads one of the words allow and refuse.
+func (d *decoder) allows(n *yaml.Node) bool {
+	allowed, _ := choice(d, n, map[string]bool{"allow": true, "refuse": false})
+	return allowed
 }
 
 func (d *decoder) requireOfPrincipal(n *yaml.Node, values map[string]*yaml.Node, name string) {

@@ -41,6 +41,7 @@ func (d *decoder) relations() {
 	for _, s := range d.shared {
 		d.sharedBuilder(s)
 	}
+	d.jumpBuilders()
 }
 
 func (d *decoder) danglingDomains() {

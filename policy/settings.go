@@ -2,6 +2,7 @@ package policy
 
 import (
 	"log/slog"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -19,6 +20,9 @@ func (d *decoder) settings(n *yaml.Node) {
 		setting{"cache", d.cache},
 		setting{"limits", d.limits},
 		setting{"log", d.log},
+		setting{"commands", d.commands},
+		setting{"trusted_public_keys", func(n *yaml.Node) { p.TrustedPublicKeys = d.trustedKeys(n) }},
+		setting{"admin", d.admin},
 		setting{"domains", d.domains},
 		setting{"builders", func(n *yaml.Node) { d.list(n, d.builder) }},
 		setting{"principals", func(n *yaml.Node) { d.list(n, d.principal) }},
@@ -27,6 +31,9 @@ func (d *decoder) settings(n *yaml.Node) {
 		[2]string{"state_dir", "name the directory for the host key and the cache: state_dir: /var/lib/nixbastion"})
 	if p.Cache.SpoolReserve < 0 {
 		p.Cache.SpoolReserve = p.Cache.Size / defaultReserveShare
+	}
+	if p.Admin.Socket == "" {
+		p.Admin.Socket = filepath.Join(p.StateDir, defaultAdminSocket)
 	}
 }
 

@@ -12,6 +12,7 @@ var alsoCalled = map[string]string{
 	"system": "systems", "jobs": "max_jobs", "speed": "speed_factor", "supported_features": "features",
 	"users": "principals", "clients": "principals", "machines": "builders", "authorized_keys_file": "authorized_keys",
 	"public_keys": "keys", "max_size": "size", "address": "listen", "port": "listen", "state": "state_dir",
+	"trusted_keys": "trusted_public_keys", "permit_open": "jump", "permitopen": "jump", "jump_hosts": "jump", "targets": "jump",
 }
 
 // didYouMean returns the hint for a key that nobody knows.

@@ -61,6 +61,9 @@ func checkOne(ctx context.Context, pool *upstream.Pool, name string) (upstream.R
 // reportText is what an admin reads about one builder.
 func reportText(b *policy.Builder, r upstream.Report, err error) string {
 	head := fmt.Sprintf("Builder %s at %s, account %s: ", b.Name, b.Address, b.User)
+	if b.Socket != "" {
+		head = fmt.Sprintf("Builder %s at %s: ", b.Name, b.Socket)
+	}
 	if err != nil {
 		return head + "cannot be used\n" + faultText(err)
 	}
