@@ -23,7 +23,7 @@ var mayImport = map[string][]string{
 	"cache":                  {"internal/nix", "internal/nix/nar"},
 	"policy":                 {"internal/nix"},
 	"internal/nix":           {"internal/nix/nar"},
-	"internal/nix/wire":      {"internal/nix"},
+	"internal/nix/wire":      {"internal/nix", "internal/nix/nar"},
 	"internal/nix/nar":       {},
 	"internal/nix/worker":    {"internal/nix", "internal/nix/wire", "internal/nix/nar"},
 	"internal/nix/serve":     {"internal/nix", "internal/nix/wire", "internal/nix/nar"},

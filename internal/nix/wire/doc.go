@@ -8,5 +8,8 @@
 // gives, and memory grows with the bytes that arrived, never with those that
 // were announced.
 //
-// The package knows no message and no version.
+// The parts of messages that both protocols have are here too, each reader and
+// writer once: derivations, path infos, results of builds, texts for people. So
+// is what both kinds of sessions rest on: [Caller], the asking end of one, and
+// [Limits]. The package knows no whole message and no version.
 package wire

@@ -34,7 +34,7 @@ type entries struct {
 	conn    conn // reads path infos out of the frames
 	payload io.Reader
 	left    int
-	nar     *sized // of the entry handed out last
+	nar     *wire.SizedNar // of the entry handed out last
 }
 
 func (q *request) newEntries(payload io.Reader) *entries {
@@ -56,7 +56,7 @@ func (e *entries) next() (*nix.PathInfo, io.Reader, error) {
 	if err := e.Err(); err != nil {
 		return nil, nil, fmt.Errorf("read path info of an upload: %w", cut(err, "inside a path info"))
 	}
-	e.nar = newSized(e.Reader, info)
+	e.nar = wire.NewSizedNar(e.Reader, info)
 	return info, e.nar, nil
 }
 
@@ -64,7 +64,7 @@ func (e *entries) skip() error {
 	if e.nar == nil {
 		return nil
 	}
-	return e.nar.skip()
+	return e.nar.Skip()
 }
 
 // end returns io.EOF if nothing is left in the frames.
@@ -113,7 +113,7 @@ func (c *Client) feedPaths(up *feeder, src nix.PathSource) error {
 		if err != nil {
 			return up.sourceError(fmt.Errorf("read upload: %w", err))
 		}
-		head.writeValidPathInfo(info)
+		head.w.ValidPathInfo(info)
 		if err := head.w.Flush(); err != nil {
 			return err
 		}

@@ -5,11 +5,12 @@ import (
 	"fmt"
 
 	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/wire"
 )
 
 func (q *request) addSignatures() (func(), error) {
 	path := q.r.StorePath()
-	sigs := q.r.StringSet(maxSigs, maxString)
+	sigs := q.r.StringSet(wire.MaxSigs, wire.MaxString)
 	if err := q.received(); err != nil {
 		return nil, err
 	}
@@ -17,7 +18,7 @@ func (q *request) addSignatures() (func(), error) {
 	if !ok {
 		return nil, q.unsupported()
 	}
-	return q.doneIf(notValid(path, store.AddSignatures(q.ctx, path, sigs)))
+	return q.doneIf(wire.NotValid(path, store.AddSignatures(q.ctx, path, sigs)))
 }
 
 // AddSignatures implements [nix.SignatureAdder].

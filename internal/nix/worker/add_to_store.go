@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/wire"
 )
 
 // addToStore: a name, how to address the content, references, a flag, and the
@@ -16,9 +17,9 @@ func (q *request) addToStore() (func(), error) {
 	if q.version < sinceContentMethod {
 		return q.addToStoreOld()
 	}
-	req := nix.AddToStoreRequest{Name: q.r.String(maxString)}
-	method := q.r.String(maxString)
-	req.References = q.r.StorePaths(maxReferences)
+	req := nix.AddToStoreRequest{Name: q.r.String(wire.MaxString)}
+	method := q.r.String(wire.MaxString)
+	req.References = q.r.StorePaths(wire.MaxReferences)
 	req.Repair = q.r.Bool()
 	if q.r.Err() != nil {
 		return nil, q.r.Err()
@@ -31,7 +32,7 @@ func (q *request) addToStore() (func(), error) {
 		info, err = q.add(req, payload)
 		return err
 	})
-	return func() { q.writeValidPathInfo(info) }, err
+	return func() { q.w.ValidPathInfo(info) }, err
 }
 
 // add asks the store, which never sees a name that no path can have.
@@ -45,9 +46,9 @@ func (q *request) add(req nix.AddToStoreRequest, dump io.Reader) (*nix.PathInfo,
 // addToStoreOld: before 1.25 the content is a NAR without a frame, also that of
 // a flat file, and the reply is the path alone.
 func (q *request) addToStoreOld() (func(), error) {
-	name := q.r.String(maxString)
+	name := q.r.String(wire.MaxString)
 	fixed, recursive := q.r.Bool(), q.r.Bool()
-	algo := q.r.String(maxString)
+	algo := q.r.String(wire.MaxString)
 	if q.r.Err() != nil {
 		return nil, q.r.Err()
 	}
@@ -81,9 +82,9 @@ var textMethod = nix.ContentAddressMethod{Method: nix.Text, Algo: nix.SHA256}
 
 // addTextToStore is how clients before 1.25 add texts.
 func (q *request) addTextToStore() (func(), error) {
-	req := nix.AddToStoreRequest{Name: q.r.String(maxString), Method: textMethod}
-	text := q.r.String(maxText)
-	req.References = q.r.StorePaths(maxReferences)
+	req := nix.AddToStoreRequest{Name: q.r.String(wire.MaxString), Method: textMethod}
+	text := q.r.String(wire.MaxText)
+	req.References = q.r.StorePaths(wire.MaxReferences)
 	if err := q.received(); err != nil {
 		return nil, err
 	}
@@ -120,12 +121,12 @@ func (c *Client) AddToStore(ctx context.Context, log nix.Logger, req nix.AddToSt
 
 // addText holds the text in memory, as the operation has it in one string.
 func (c *Client) addText(ctx context.Context, log nix.Logger, req nix.AddToStoreRequest, dump io.Reader) (*nix.PathInfo, error) {
-	text, err := io.ReadAll(io.LimitReader(dump, maxText+1))
+	text, err := io.ReadAll(io.LimitReader(dump, wire.MaxText+1))
 	if err != nil {
 		return nil, fmt.Errorf("read text of %s: %w", req.Name, err)
 	}
-	if len(text) > maxText {
-		return nil, fmt.Errorf("text of %s has more than %d bytes", req.Name, maxText)
+	if len(text) > wire.MaxText {
+		return nil, fmt.Errorf("text of %s has more than %d bytes", req.Name, wire.MaxText)
 	}
 	var path nix.StorePath
 	err = c.do(ctx, opAddTextToStore, log,
@@ -163,19 +164,19 @@ func (c *Client) addOld(ctx context.Context, log nix.Logger, req nix.AddToStoreR
 }
 
 // sendBare sends content that ends by itself and reads the path it got.
-func (c *Client) sendBare(k *call, log nix.Logger, dump io.Reader) (nix.StorePath, error) {
+func (c *Client) sendBare(k *wire.Call, log nix.Logger, dump io.Reader) (nix.StorePath, error) {
 	if _, err := io.Copy(c.w, dump); err != nil {
 		if c.w.Err() == nil {
-			return nix.StorePath{}, k.abandon(fmt.Errorf("read content: %w", err))
+			return nix.StorePath{}, k.Abandon(fmt.Errorf("read content: %w", err))
 		}
-		return nix.StorePath{}, k.end(err)
+		return nix.StorePath{}, k.End(err)
 	}
 	if err := c.w.Flush(); err != nil {
-		return nix.StorePath{}, k.end(err)
+		return nix.StorePath{}, k.End(err)
 	}
 	if err := c.awaitReply(reply{log: log}); err != nil {
-		return nix.StorePath{}, k.end(err)
+		return nix.StorePath{}, k.End(err)
 	}
 	path := c.r.StorePath()
-	return path, k.end(c.r.Err())
+	return path, k.End(c.r.Err())
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/wire"
 )
 
 // addToStoreNar: a path info, two flags and the NAR, in frames or, at the
@@ -18,7 +19,7 @@ func (q *request) addToStoreNar() (func(), error) {
 		return nil, q.r.Err()
 	}
 	add := func(payload io.Reader) error {
-		return q.store.AddMultipleToStore(q.ctx, q.log, one(info, payload), opts)
+		return q.store.AddMultipleToStore(q.ctx, q.log, wire.OnePath(info, payload), opts)
 	}
 	if q.version < sinceFramedNar {
 		return nil, q.pulled(info, add)
@@ -42,7 +43,7 @@ func (c *Client) addEach(ctx context.Context, log nix.Logger, src nix.PathSource
 
 func (c *Client) addNar(ctx context.Context, log nix.Logger, info *nix.PathInfo, nar io.Reader, opts nix.AddOptions) error {
 	request := func() {
-		c.writeValidPathInfo(info)
+		c.w.ValidPathInfo(info)
 		c.w.Bool(opts.Repair)
 		c.w.Bool(opts.DontCheckSigs)
 	}
@@ -72,7 +73,7 @@ func (c *Client) addPulled(ctx context.Context, log nix.Logger, request func(), 
 	}
 	err = c.exchange(opAddToStoreNar, reply{log: log, pull: pull}, request, nil)
 	if srcErr != nil && errors.Is(err, srcErr) {
-		return k.abandon(srcErr)
+		return k.Abandon(srcErr)
 	}
-	return k.end(err)
+	return k.End(err)
 }

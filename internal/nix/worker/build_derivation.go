@@ -26,7 +26,7 @@ func (c *Client) BuildDerivation(ctx context.Context, log nix.Logger, drvPath ni
 	err := c.do(ctx, opBuildDerivation, log,
 		func() {
 			c.w.StorePath(drvPath)
-			c.writeDerivation(drv)
+			c.w.Derivation(drv)
 			c.w.Uint64(uint64(mode))
 		},
 		func() { result = c.readBuildResult() })

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync/atomic"
 
 	"nixbastion/internal/nix"
-	"nixbastion/internal/nix/nar"
 	"nixbastion/internal/nix/wire"
 )
 
@@ -38,55 +36,28 @@ func (o ClientOptions) withDefaults() ClientOptions {
 	if o.Log == nil {
 		o.Log = nix.Discard
 	}
-	o.Limits = o.Limits.withDefaults()
+	o.Limits = o.Limits.WithDefaults()
 	return o
 }
 
 // ConnError says that a daemon's session broke: the connection was lost, or the
 // daemon sent something that the protocol does not have. An operation that fails
 // otherwise was refused by the daemon, which is a [nix.RemoteError].
-type ConnError struct {
-	// Op is what the session was doing.
-	Op string
-	// Corrupt says that bytes came which make no sense, instead of none.
-	Corrupt bool
-	Err     error
-}
-
-func (e *ConnError) Error() string {
-	if e.Corrupt {
-		return fmt.Sprintf("daemon session broken in %s: %v", e.Op, e.Err)
-	}
-	return fmt.Sprintf("daemon session lost in %s: %v", e.Op, e.Err)
-}
-
-func (e *ConnError) Unwrap() error { return e.Err }
-
-func connError(op string, err error) error {
-	var known *ConnError
-	if errors.As(err, &known) {
-		return err
-	}
-	var archive *nar.SyntaxError
-	return &ConnError{Op: op, Corrupt: wire.IsFormat(err) || errors.As(err, &archive), Err: err}
-}
+type ConnError = wire.ConnError
 
 // Client is a session with a daemon. As the protocol has it, one operation runs
 // at a time; Close alone may be called at any time. An operation whose context
 // ends closes the connection, since there is no other way to stop it.
 type Client struct {
 	conn
-	rwc io.ReadWriteCloser
-	log nix.Logger // of operations that have none of their own
+	caller *wire.Caller
+	log    nix.Logger // of operations that have none of their own
 
 	daemonVersion string
 	trust         nix.Trust
 	// namesByPath says that the daemon knows FeatureRealisationPaths: without
 	// the feature in force it leaves a session about realisations out of step.
 	namesByPath bool
-
-	busy   bool        // an operation or the reader of a NAR is under way
-	broken atomic.Bool // the session is not at the border of an operation
 }
 
 var (
@@ -107,17 +78,11 @@ var (
 // [nix.RemoteError].
 func NewClient(ctx context.Context, rwc io.ReadWriteCloser, opts ClientOptions) (*Client, error) {
 	opts = opts.withDefaults()
-	c := &Client{rwc: rwc, log: opts.Log}
-	c.r, c.w = wire.NewReader(rwc), wire.NewWriter(rwc)
+	c := &Client{caller: wire.NewCaller(rwc), log: opts.Log}
+	c.r, c.w = c.caller.R, c.caller.W
 	c.limits = opts.Limits
 	c.readMessage()
-	stop := context.AfterFunc(ctx, c.sever)
-	err := c.handshake(opts)
-	if !stop() {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		c.sever()
+	if err := c.caller.Shake(ctx, func() error { return c.handshake(opts) }); err != nil {
 		return nil, fmt.Errorf("shake hands with the daemon: %w", asHandshakeError(err))
 	}
 	return c, nil
@@ -131,7 +96,7 @@ func asHandshakeError(err error) error {
 		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	return connError("the handshake", err)
+	return wire.NewConnError("the handshake", err)
 }
 
 // Version returns the version agreed on.
@@ -149,74 +114,19 @@ func (c *Client) Trust() nix.Trust { return c.trust }
 // Reusable reports whether the session is exactly between two operations: not
 // closed, nothing under way, nothing broken, and no byte waiting that nobody
 // asked for.
-func (c *Client) Reusable() bool {
-	return !c.busy && !c.broken.Load() && c.r.Err() == nil && c.w.Err() == nil && c.r.Buffered() == 0
-}
+func (c *Client) Reusable() bool { return c.caller.Reusable() }
 
 // Close ends the session. Between operations this is how it normally ends; an
 // operation under way fails.
-func (c *Client) Close() error {
-	c.broken.Store(true)
-	return c.rwc.Close()
+func (c *Client) Close() error { return c.caller.Close() }
+
+// begin starts an operation. Every begin has its End.
+func (c *Client) begin(ctx context.Context, op Op) (*wire.Call, error) {
+	return c.caller.Begin(ctx, op.String())
 }
 
 // sever closes the connection because of an error that is told elsewhere.
-func (c *Client) sever() { _ = c.Close() }
-
-// call is one operation under way.
-type call struct {
-	c    *Client
-	ctx  context.Context
-	op   Op
-	stop func() bool
-}
-
-var (
-	errBroken = errors.New("session has ended before")
-	errBusy   = errors.New("another operation is under way")
-)
-
-// begin starts an operation. Every begin has its end.
-func (c *Client) begin(ctx context.Context, op Op) (*call, error) {
-	switch {
-	case ctx.Err() != nil:
-		return nil, fmt.Errorf("%s: %w", op, ctx.Err())
-	case c.broken.Load():
-		return nil, connError(op.String(), errBroken)
-	case c.busy:
-		return nil, fmt.Errorf("%s: %w", op, errBusy)
-	}
-	c.busy = true
-	return &call{c: c, ctx: ctx, op: op, stop: context.AfterFunc(ctx, c.sever)}, nil
-}
-
-// end ends the operation and names its error: that of the context if it ended,
-// the daemon's, or one of the connection.
-func (k *call) end(err error) error {
-	k.stop()
-	k.c.busy = false
-	var remote *nix.RemoteError
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &remote) && k.c.r.Err() == nil:
-		return err
-	case k.ctx.Err() != nil:
-		k.c.sever()
-		return fmt.Errorf("%s: %w", k.op, k.ctx.Err())
-	}
-	k.c.sever()
-	return connError(k.op.String(), err)
-}
-
-// abandon ends the operation with an error that is not the daemon's fault and
-// leaves the session in the middle of something.
-func (k *call) abandon(err error) error {
-	k.stop()
-	k.c.busy = false
-	k.c.sever()
-	return err
-}
+func (c *Client) sever() { c.caller.Sever() }
 
 // do is an operation without an upload: write the request's fields, relay the
 // log, read the reply's. Either function may be nil.
@@ -225,7 +135,7 @@ func (c *Client) do(ctx context.Context, op Op, log nix.Logger, write, read func
 	if err != nil {
 		return err
 	}
-	return k.end(c.exchange(op, reply{log: log}, write, read))
+	return k.End(c.exchange(op, reply{log: log}, write, read))
 }
 
 func (c *Client) exchange(op Op, rep reply, write, read func()) error {

@@ -23,7 +23,7 @@ type Codec struct {
 // no more than one message's share of memory for all that it reads.
 func NewCodec(r io.Reader, w io.Writer, version Version, features ...string) *Codec {
 	c := &Codec{R: wire.NewReader(r), W: wire.NewWriter(w)}
-	c.conn = conn{r: c.R, w: c.W, dialect: dialect{version: version, features: features}, limits: Limits{}.withDefaults()}
+	c.conn = conn{r: c.R, w: c.W, dialect: dialect{version: version, features: features}, limits: Limits{}.WithDefaults()}
 	c.conn.readMessage()
 	return c
 }
@@ -32,16 +32,16 @@ func NewCodec(r io.Reader, w io.Writer, version Version, features ...string) *Co
 func (c *Codec) ReadValidPathInfo() *nix.PathInfo { return c.conn.readValidPathInfo() }
 
 // WriteValidPathInfo writes a path with its info.
-func (c *Codec) WriteValidPathInfo(info *nix.PathInfo) { c.conn.writeValidPathInfo(info) }
+func (c *Codec) WriteValidPathInfo(info *nix.PathInfo) { c.W.ValidPathInfo(info) }
 
 // ReadPathInfo reads an info without its path, which stays zero.
 func (c *Codec) ReadPathInfo() *nix.PathInfo { return c.conn.readPathInfo(nix.StorePath{}) }
 
 // WritePathInfo writes an info without its path.
-func (c *Codec) WritePathInfo(info *nix.PathInfo) { c.conn.writePathInfo(info) }
+func (c *Codec) WritePathInfo(info *nix.PathInfo) { c.W.PathInfo(info) }
 
 // ReadContentAddress reads a content address; zero for none.
-func (c *Codec) ReadContentAddress() nix.ContentAddress { return c.conn.readContentAddress() }
+func (c *Codec) ReadContentAddress() nix.ContentAddress { return c.R.ContentAddress() }
 
 // WriteContentAddress writes a content address, "" for none.
 func (c *Codec) WriteContentAddress(ca nix.ContentAddress) { c.W.String(ca.String()) }
@@ -56,7 +56,7 @@ func (c *Codec) WriteDerivedPath(target nix.DerivedPath) { c.conn.writeDerivedPa
 func (c *Codec) ReadDerivation() *nix.BasicDerivation { return c.conn.readDerivation() }
 
 // WriteDerivation writes a derivation whose inputs are flattened.
-func (c *Codec) WriteDerivation(drv *nix.BasicDerivation) { c.conn.writeDerivation(drv) }
+func (c *Codec) WriteDerivation(drv *nix.BasicDerivation) { c.W.Derivation(drv) }
 
 // ReadBuildMode reads what a build is for.
 func (c *Codec) ReadBuildMode() nix.BuildMode { return c.conn.readBuildMode() }

@@ -7,32 +7,20 @@ import (
 	"nixbastion/internal/nix/wire"
 )
 
-// maxDerivedPath holds a path and many names of outputs.
-const maxDerivedPath = maxString
-
-// readDerivedPath reads a target. Before 1.30 a bare derivation stood for all
-// its outputs, and there was no way to ask for the .drv file itself.
+// readDerivedPath reads a target.
 func (c *conn) readDerivedPath() nix.DerivedPath {
-	text := c.r.String(maxDerivedPath)
-	if c.r.Err() != nil {
-		return nix.DerivedPath{}
+	if c.version < sinceDerivedPaths {
+		return c.r.OldDerivedPath()
 	}
-	target, err := nix.ParseDerivedPath(text)
-	if err != nil {
-		c.r.Fail(err)
-		return nix.DerivedPath{}
-	}
-	if c.version < sinceDerivedPaths && target.Path.IsDerivation() {
-		target.Built = true
-	}
-	return target
+	return c.r.DerivedPath()
 }
 
 func (c *conn) writeDerivedPath(target nix.DerivedPath) {
-	if c.version < sinceDerivedPaths && target.Built && len(target.Outputs) == 0 {
-		target.Built = false
+	if c.version < sinceDerivedPaths {
+		c.w.OldDerivedPath(target)
+		return
 	}
-	c.w.String(target.String())
+	c.w.DerivedPath(target)
 }
 
 func (c *conn) readDerivedPaths() []nix.DerivedPath {

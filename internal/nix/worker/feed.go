@@ -24,31 +24,31 @@ func (c *Client) feed(ctx context.Context, op Op, log nix.Logger, write func(), 
 	up := c.newFeeder(log)
 	sendErr := up.run(send)
 	<-up.replied
-	return k.endFeed(up, sendErr, read)
+	return c.endFeed(k, up, sendErr, read)
 }
 
 // endFeed says which of the errors of both directions is the one to tell.
-func (k *call) endFeed(up *feeder, sendErr error, read func()) error {
+func (c *Client) endFeed(k *wire.Call, up *feeder, sendErr error, read func()) error {
 	var remote *nix.RemoteError
 	switch {
 	case errors.As(up.reply, &remote):
 		if sendErr != nil && sendErr != errStopped {
-			k.c.sever() // the terminator did not get through
+			c.sever() // the terminator did not get through
 		}
-		return k.end(up.reply)
-	case up.srcErr != nil && k.ctx.Err() == nil:
-		return k.abandon(up.srcErr)
+		return k.End(up.reply)
+	case up.srcErr != nil && !k.Canceled():
+		return k.Abandon(up.srcErr)
 	case sendErr == errStopped && up.reply == nil:
-		return k.end(errEarlyReply)
+		return k.End(errEarlyReply)
 	case up.reply != nil:
-		return k.end(up.reply)
+		return k.End(up.reply)
 	case sendErr != nil:
-		return k.end(sendErr)
+		return k.End(sendErr)
 	}
 	if read != nil {
 		read()
 	}
-	return k.end(k.c.r.Err())
+	return k.End(c.r.Err())
 }
 
 var (

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/wire"
 )
 
 // Operations that look paths up by something else than the path.
@@ -19,7 +20,7 @@ func (q *request) queryReferrers() (func(), error) {
 		return nil, q.unsupported()
 	}
 	found, err := store.QueryReferrers(q.ctx, path)
-	return func() { q.w.StorePaths(found) }, notValid(path, err)
+	return func() { q.w.StorePaths(found) }, wire.NotValid(path, err)
 }
 
 // queryValidDerivers falls back to the deriver in the path's info.
@@ -34,7 +35,7 @@ func (q *request) queryValidDerivers() (func(), error) {
 		return func() { q.w.StorePaths(found) }, err
 	}
 	found, err := store.QueryValidDerivers(q.ctx, path)
-	return func() { q.w.StorePaths(found) }, notValid(path, err)
+	return func() { q.w.StorePaths(found) }, wire.NotValid(path, err)
 }
 
 func (q *request) validDeriver(path nix.StorePath) ([]nix.StorePath, error) {
@@ -51,7 +52,7 @@ func (q *request) validDeriver(path nix.StorePath) ([]nix.StorePath, error) {
 // queryPathFromHashPart answers with no path where the store cannot tell, which
 // is always a legal answer.
 func (q *request) queryPathFromHashPart() (func(), error) {
-	hashPart := q.r.String(maxString)
+	hashPart := q.r.String(wire.MaxString)
 	if err := q.received(); err != nil {
 		return nil, err
 	}

@@ -120,7 +120,7 @@ func again[T any](read func(*conn) T, write func(*conn, T)) func(*testing.T, dia
 }
 
 func newConn(d dialect, b []byte) *conn {
-	c := &conn{r: wire.NewReader(bytes.NewReader(b)), dialect: d, limits: Limits{}.withDefaults()}
+	c := &conn{r: wire.NewReader(bytes.NewReader(b)), dialect: d, limits: Limits{}.WithDefaults()}
 	c.r.Budget(1 << 20)
 	return c
 }
@@ -130,8 +130,8 @@ var messages = []struct {
 	check func(*testing.T, dialect, []byte)
 	seed  func(*conn)
 }{
-	{again((*conn).readDerivation, (*conn).writeDerivation), func(c *conn) { c.writeDerivation(someDerivation()) }},
-	{again((*conn).readValidPathInfo, (*conn).writeValidPathInfo), func(c *conn) { c.writeValidPathInfo(somePaths()[1].info) }},
+	{again((*conn).readDerivation, func(c *conn, drv *nix.BasicDerivation) { c.w.Derivation(drv) }), func(c *conn) { c.w.Derivation(someDerivation()) }},
+	{again((*conn).readValidPathInfo, func(c *conn, info *nix.PathInfo) { c.w.ValidPathInfo(info) }), func(c *conn) { c.w.ValidPathInfo(somePaths()[1].info) }},
 	{again((*conn).readBuildResult, (*conn).writeBuildResult), func(c *conn) { c.writeBuildResult(someResult()) }},
 	{again((*conn).readDerivedPaths, (*conn).writeDerivedPaths), func(c *conn) {
 		c.writeDerivedPaths([]nix.DerivedPath{{Path: pathNamed("x.drv"), Built: true, Outputs: []string{"dev", "out"}}, {Path: pathNamed("y")}})
@@ -169,7 +169,7 @@ func FuzzMessages(f *testing.F) {
 // Whatever derivation a client sends, nothing that is worked out of it panics, and
 // one that has requirements prints in a form that the parser of .drv files reads.
 func FuzzBasicDerivation(f *testing.F) {
-	f.Add(bytesOf(latest, func(c *conn) { c.writeDerivation(someDerivation()) }))
+	f.Add(bytesOf(latest, func(c *conn) { c.w.Derivation(someDerivation()) }))
 	recorded(f, ".c2s", func(says []byte) {
 		at := bytes.Index(says, bytesOf(latest, func(c *conn) { c.w.Uint64(uint64(opBuildDerivation)) }))
 		if at >= 0 {

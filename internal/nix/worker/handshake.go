@@ -3,9 +3,9 @@ package worker
 import (
 	"fmt"
 	"slices"
-	"time"
 
 	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/wire"
 )
 
 // handshake is the server's half.
@@ -79,12 +79,7 @@ func (s *session) accept() error {
 
 // MismatchError says that a peer which should be a daemon sent something else:
 // mostly the text of a shell or a login message.
-type MismatchError struct {
-	// Got is the beginning of it.
-	Got string
-}
-
-func (e *MismatchError) Error() string { return fmt.Sprintf("protocol mismatch, got %q", e.Got) }
+type MismatchError = wire.MismatchError
 
 // handshake is the client's half.
 func (c *Client) handshake(opts ClientOptions) error {
@@ -93,7 +88,7 @@ func (c *Client) handshake(opts ClientOptions) error {
 	if err := c.w.Flush(); err != nil {
 		return err
 	}
-	if err := c.readMagic(); err != nil {
+	if err := c.caller.ReadMagic(magicServer); err != nil {
 		return err
 	}
 	theirs := Version(c.r.Uint64())
@@ -106,28 +101,6 @@ func (c *Client) handshake(opts ClientOptions) error {
 	c.sendRest(opts.Features)
 	c.readIntroduction(opts.Features)
 	return c.awaitReply(reply{log: c.log})
-}
-
-func (c *Client) readMagic() error {
-	if c.r.PeekUint64() == magicServer {
-		c.r.Uint64()
-		return nil
-	}
-	if got := c.readGreeting(); got != "" {
-		return &MismatchError{Got: got}
-	}
-	return c.r.Err()
-}
-
-// greetingTime is how long a peer that is no daemon may take to finish what it
-// says.
-const greetingTime = time.Second
-
-// readGreeting reads what came instead of the magic number, up to its end.
-func (c *Client) readGreeting() string {
-	limit := time.AfterFunc(greetingTime, c.sever)
-	defer limit.Stop()
-	return string(c.r.Rest(maxGreeting))
 }
 
 func (c *Client) sendRest(features []string) {
@@ -146,7 +119,7 @@ func (c *Client) readIntroduction(features []string) {
 		c.namesByPath = slices.Contains(theirs, FeatureRealisationPaths)
 	}
 	if c.version >= sinceDaemonVersion {
-		c.daemonVersion = c.r.String(maxString)
+		c.daemonVersion = c.r.String(wire.MaxString)
 	}
 	if c.version >= sinceTrust {
 		c.trust = c.readTrust()

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/wire"
 )
 
 // calls are operations of a client, as they go well with a store with paths.
@@ -157,7 +158,7 @@ func callAgainst(d dialect, name string, says []byte) error {
 // in turn. What no field may be is told as the daemon's fault, so that nobody
 // goes on with the session.
 func TestLyingDaemonCostsNothing(t *testing.T) {
-	lies := []uint64{2, 255, 256, maxString + 1, maxText, 1<<20 + 1, math.MaxUint32, 1 << 32, 1 << 63, math.MaxUint64}
+	lies := []uint64{2, 255, 256, wire.MaxString + 1, wire.MaxText, 1<<20 + 1, math.MaxUint32, 1 << 32, 1 << 63, math.MaxUint64}
 	for _, d := range []dialect{{version: Oldest}, {version: sinceBuiltOutputs}, {version: Latest}, {version: Latest, features: allFeatures}} {
 		for name := range calls {
 			handshake, says := answersTo(t, d, name)

@@ -11,11 +11,11 @@ import (
 func (c *conn) readLog(kind uint64) nix.LogMessage {
 	switch kind {
 	case stderrNext:
-		return nix.LogMessage{Kind: nix.LogText, Text: c.readText()}
+		return nix.LogMessage{Kind: nix.LogText, Text: c.r.UserText()}
 	case stderrStartActivity:
 		return nix.LogMessage{
 			Kind: nix.LogStartActivity, ID: c.r.Uint64(), Level: c.r.Uint64(), Type: c.r.Uint64(),
-			Text: c.readText(), Fields: c.readFields(), Parent: c.r.Uint64(),
+			Text: c.r.UserText(), Fields: c.readFields(), Parent: c.r.Uint64(),
 		}
 	case stderrStopActivity:
 		return nix.LogMessage{Kind: nix.LogStopActivity, ID: c.r.Uint64()}
@@ -60,7 +60,7 @@ const (
 func (c *conn) readFields() []nix.LogField {
 	return wire.List(c.r, maxFields, func() nix.LogField {
 		if c.r.Optional() { // fieldText is 1
-			return nix.TextField(c.readText())
+			return nix.TextField(c.r.UserText())
 		}
 		return nix.IntField(c.r.Uint64())
 	})

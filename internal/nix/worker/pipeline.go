@@ -25,10 +25,10 @@ func (c *Client) pipeline(ctx context.Context, op Op, n int, write, read func(i 
 		stop := min(start+pipelineBatch, n)
 		err := c.pipelineSome(op, start, stop, write, read, &refused)
 		if err != nil {
-			return k.end(err)
+			return k.End(err)
 		}
 	}
-	return k.end(refused)
+	return k.End(refused)
 }
 
 func (c *Client) pipelineSome(op Op, start, stop int, write, read func(i int), refused *error) error {

@@ -7,14 +7,15 @@ import (
 	"slices"
 
 	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/wire"
 )
 
 // readOutputMap reads names of outputs with their paths, none where a path is
 // not known yet.
 func (c *conn) readOutputMap() map[string]nix.StorePath {
 	outputs := make(map[string]nix.StorePath)
-	for range c.r.Count(maxOutputs) {
-		name, path := c.readOutputName(), c.r.OptionalStorePath()
+	for range c.r.Count(wire.MaxOutputs) {
+		name, path := c.r.OutputName(), c.r.OptionalStorePath()
 		if c.r.Err() != nil {
 			return nil
 		}
@@ -60,7 +61,7 @@ func (q *request) outputsOf() (map[string]nix.StorePath, error) {
 		return nil, q.unsupported()
 	}
 	outputs, err := store.QueryDerivationOutputMap(q.ctx, path)
-	return outputs, notValid(path, err)
+	return outputs, wire.NotValid(path, err)
 }
 
 // QueryDerivationOutputMap implements [nix.OutputMapper].

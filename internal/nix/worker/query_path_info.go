@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/wire"
 )
 
 // queryPathInfo answers an unknown path with 0, never with an error: clients up
@@ -21,7 +22,7 @@ func (q *request) queryPathInfo() (func(), error) {
 	}
 	return func() {
 		q.w.Bool(true)
-		q.writePathInfo(info)
+		q.w.PathInfo(info)
 	}, err
 }
 
@@ -81,5 +82,5 @@ func (q *request) partOfInfo(write func(*nix.PathInfo)) (func(), error) {
 		return nil, err
 	}
 	info, err := q.store.QueryPathInfo(q.ctx, path)
-	return func() { write(info) }, notValid(path, err)
+	return func() { write(info) }, wire.NotValid(path, err)
 }

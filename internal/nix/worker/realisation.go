@@ -13,9 +13,9 @@ import (
 // else hash and name in one string.
 func (c *conn) readDrvOutput() nix.DrvOutput {
 	if c.has(FeatureRealisationPaths) {
-		return nix.DrvOutput{DrvPath: c.r.StorePath(), Output: c.readOutputName()}
+		return nix.DrvOutput{DrvPath: c.r.StorePath(), Output: c.r.OutputName()}
 	}
-	text := c.r.String(maxString)
+	text := c.r.String(wire.MaxString)
 	if c.r.Err() != nil {
 		return nix.DrvOutput{}
 	}
@@ -39,9 +39,9 @@ func (c *conn) writeDrvOutput(id nix.DrvOutput) {
 func (c *conn) readRealisation() nix.Realisation {
 	switch {
 	case c.has(FeatureRealisationPaths):
-		return nix.Realisation{ID: c.readDrvOutput(), OutPath: c.r.StorePath(), Sigs: c.readRealisationSigs()}
+		return nix.Realisation{ID: c.readDrvOutput(), OutPath: c.r.StorePath(), Sigs: c.r.RealisationSigs()}
 	case c.version >= sinceRealisationJSON:
-		return *c.readRealisationJSON()
+		return *c.r.RealisationJSON()
 	default:
 		return nix.Realisation{ID: c.readDrvOutput(), OutPath: c.readBasePath()}
 	}
@@ -54,29 +54,15 @@ func (c *conn) writeRealisation(r nix.Realisation) {
 		c.w.StorePath(r.OutPath)
 		c.w.StringSet(r.Sigs)
 	case c.version >= sinceRealisationJSON:
-		c.w.String(nix.RealisationJSON(&r))
+		c.w.RealisationJSON(&r)
 	default:
 		c.writeDrvOutput(r.ID)
 		c.w.String(r.OutPath.Base())
 	}
 }
 
-// readRealisationJSON never returns nil.
-func (c *conn) readRealisationJSON() *nix.Realisation {
-	text := c.r.String(maxText)
-	if c.r.Err() != nil {
-		return &nix.Realisation{}
-	}
-	r, err := nix.ParseRealisationJSON(text)
-	if err != nil {
-		c.r.Fail(err)
-		return &nix.Realisation{}
-	}
-	return r
-}
-
 func (c *conn) readBasePath() nix.StorePath {
-	base := c.r.String(maxString)
+	base := c.r.String(wire.MaxString)
 	if c.r.Err() != nil {
 		return nix.StorePath{}
 	}
@@ -87,7 +73,7 @@ func (c *conn) readBasePath() nix.StorePath {
 	return path
 }
 
-func (c *conn) readRealisationSigs() []string { return c.r.StringSet(maxSigs, maxString) }
+func (c *conn) readRealisationSigs() []string { return c.r.StringSet(wire.MaxSigs, wire.MaxString) }
 
 // readFound reads the answer to QueryRealisation; nil if there is none.
 func (c *conn) readFound(id nix.DrvOutput) *nix.Realisation {
@@ -96,9 +82,9 @@ func (c *conn) readFound(id nix.DrvOutput) *nix.Realisation {
 		if !c.r.Optional() {
 			return nil
 		}
-		return &nix.Realisation{ID: id, OutPath: c.r.StorePath(), Sigs: c.readRealisationSigs()}
+		return &nix.Realisation{ID: id, OutPath: c.r.StorePath(), Sigs: c.r.RealisationSigs()}
 	case c.version >= sinceRealisationJSON:
-		return last(wire.List(c.r, 1, c.readRealisationJSON))
+		return last(wire.List(c.r, 1, c.r.RealisationJSON))
 	default:
 		return last(wire.List(c.r, 1, func() *nix.Realisation {
 			return &nix.Realisation{ID: id, OutPath: c.r.StorePath()}
@@ -121,7 +107,7 @@ func (c *conn) writeFound(r *nix.Realisation) {
 		c.w.StorePath(r.OutPath)
 		c.w.StringSet(r.Sigs)
 	case c.version >= sinceRealisationJSON:
-		c.w.String(nix.RealisationJSON(r))
+		c.w.RealisationJSON(r)
 	default:
 		c.w.StorePath(r.OutPath)
 	}

@@ -1,6 +1,10 @@
 package worker
 
-import "io"
+import (
+	"io"
+
+	"nixbastion/internal/nix/wire"
+)
 
 // Operations that make no sense through a proxy. Each request is read completely
 // before it is refused, so that the session stays usable.
@@ -32,7 +36,7 @@ func (q *request) exportPath() (func(), error) {
 
 func (q *request) addPermRoot() (func(), error) {
 	q.r.StorePath()
-	q.r.String(maxString)
+	q.r.String(wire.MaxString)
 	return q.refuse()
 }
 

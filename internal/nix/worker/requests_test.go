@@ -69,7 +69,7 @@ var requests = map[Op]func(*conn){
 	},
 	opAddToStoreNar: func(c *conn) {
 		dep := somePaths()[0]
-		c.writeValidPathInfo(dep.info)
+		c.w.ValidPathInfo(dep.info)
 		c.w.Bool(false)
 		c.w.Bool(true)
 		if c.version >= sinceFramedNar {
@@ -93,7 +93,7 @@ var requests = map[Op]func(*conn){
 		c.w.StorePath(pathNamed("x.drv"))
 		drv := someDerivation()
 		drv.Env[2].Value = "short"
-		c.writeDerivation(drv)
+		c.w.Derivation(drv)
 		c.w.Uint64(uint64(nix.BuildCheck))
 	},
 	opSetOptions: func(c *conn) { c.writeOptions(nix.ClientOptions{Overrides: map[string]string{"a": "b"}}) },
@@ -154,7 +154,7 @@ func uploadOf(c *conn, paths ...memPath) []byte {
 	inner := conn{w: wire.NewWriter(&b), dialect: c.dialect}
 	inner.w.Uint64(uint64(len(paths)))
 	for _, p := range paths {
-		inner.writeValidPathInfo(p.info)
+		inner.w.ValidPathInfo(p.info)
 		inner.w.Write(p.nar)
 	}
 	inner.w.Flush()
@@ -286,7 +286,7 @@ func TestRequestCutAtEveryByteIsAHangUp(t *testing.T) {
 	}
 }
 
-var lies = []uint64{0, 1, 255, 256, maxString, maxString + 1, 1 << 20, 1<<20 + 1, math.MaxUint32, 1 << 32, 1 << 63, math.MaxUint64}
+var lies = []uint64{0, 1, 255, 256, wire.MaxString, wire.MaxString + 1, 1 << 20, 1<<20 + 1, math.MaxUint32, 1 << 32, 1 << 63, math.MaxUint64}
 
 // Guards against a length, count, size or frame that lies making the server
 // panic, wait or allocate. Every integer of every request is replaced in turn.

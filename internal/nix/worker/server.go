@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
@@ -11,7 +10,7 @@ import (
 )
 
 // ErrHangUp says that a client went away while an operation ran for it.
-var ErrHangUp = errors.New("client hung up")
+var ErrHangUp = wire.ErrHangUp
 
 // ServeOptions say how a server presents itself.
 type ServeOptions struct {
@@ -81,7 +80,7 @@ func newSession(rw io.ReadWriter, store nix.Store, opts ServeOptions) *session {
 	}
 	s := &session{store: store, opts: opts}
 	s.r, s.w = wire.NewReader(rw), wire.NewWriter(rw)
-	s.limits = opts.Limits.withDefaults()
+	s.limits = opts.Limits.WithDefaults()
 	s.readMessage()
 	return s
 }
@@ -194,7 +193,7 @@ func (q *request) fail(err error) error {
 
 // report tells the owner of the server what the client is not told.
 func (q *request) report(err error) {
-	if _, more := forUser(err); !more || q.opts.OnError == nil || q.ctx.Err() != nil {
+	if _, more := wire.ForUser(err); !more || q.opts.OnError == nil || q.ctx.Err() != nil {
 		return
 	}
 	q.opts.OnError(q.op.String(), err)

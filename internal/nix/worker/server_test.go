@@ -29,7 +29,7 @@ type rawClient struct {
 func connect(t *testing.T, store nix.Store, opts ServeOptions) *rawClient {
 	near, far := net.Pipe()
 	c := &rawClient{Conn: near, done: make(chan error, 1)}
-	c.conn = conn{r: wire.NewReader(near), w: wire.NewWriter(near), dialect: latest, limits: Limits{}.withDefaults()}
+	c.conn = conn{r: wire.NewReader(near), w: wire.NewWriter(near), dialect: latest, limits: Limits{}.WithDefaults()}
 	go func() {
 		defer far.Close()
 		c.done <- Serve(context.Background(), far, store, opts)
@@ -51,7 +51,7 @@ func (c *rawClient) greet() {
 	c.w.Uint64(0)
 	c.w.Uint64(0)
 	c.w.Flush()
-	c.r.String(maxString)
+	c.r.String(wire.MaxString)
 	c.r.Uint64()
 	c.r.Expect("the end of the handshake", stderrLast)
 }
@@ -410,7 +410,7 @@ func TestManyLogLinesShareFewPackets(t *testing.T) {
 		if client.writes > lines/50 {
 			t.Errorf("%d packets for %d lines", client.writes, lines)
 		}
-		c := conn{r: wire.NewReader(&client.heard), dialect: latest, limits: Limits{}.withDefaults()}
+		c := conn{r: wire.NewReader(&client.heard), dialect: latest, limits: Limits{}.WithDefaults()}
 		for c.r.Uint64() != stderrLast {
 		}
 		for i := range lines {

@@ -212,7 +212,7 @@ func (r *relay) AddToStore(ctx context.Context, log nix.Logger, req nix.AddToSto
 // unframed returns what a client says with each upload in a single frame.
 func unframed(t *testing.T, c2s []byte) []byte {
 	t.Helper()
-	u := &unframer{conn: conn{r: wire.NewReader(bytes.NewReader(c2s)), limits: Limits{}.withDefaults()}, in: c2s}
+	u := &unframer{conn: conn{r: wire.NewReader(bytes.NewReader(c2s)), limits: Limits{}.WithDefaults()}, in: c2s}
 	u.r.Uint64()
 	u.version = Version(u.r.Uint64())
 	if u.version >= sinceFeatures {
@@ -262,9 +262,9 @@ func (u *unframer) request(t *testing.T) {
 		u.r.Bool()
 		u.frames()
 	case opAddToStore:
-		u.r.String(maxString)
-		u.r.String(maxString)
-		u.r.StorePaths(maxReferences)
+		u.r.String(wire.MaxString)
+		u.r.String(wire.MaxString)
+		u.r.StorePaths(wire.MaxReferences)
 		u.r.Bool()
 		u.frames()
 	default:

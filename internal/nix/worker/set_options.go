@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/wire"
 )
 
 // readOptions reads twelve integers and a map: some have meant nothing for years.
@@ -18,7 +19,7 @@ func (c *conn) readOptions() nix.ClientOptions {
 	c.r.Uint64() // whether to print the build trace
 	o.BuildCores = c.r.Uint32()
 	o.UseSubstitutes = c.r.Bool()
-	o.Overrides = c.r.StringMap(maxOverrides, maxString)
+	o.Overrides = c.r.StringMap(maxOverrides, wire.MaxString)
 	return o
 }
 

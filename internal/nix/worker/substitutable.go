@@ -1,5 +1,7 @@
 package worker
 
+import "nixbastion/internal/nix/wire"
+
 // Questions about what substituters have. What a store can fetch it fetches when
 // asked for valid paths with the substitute flag, so the answer here is that
 // nothing is known, which is always legal.
@@ -28,7 +30,7 @@ func (q *request) querySubstitutablePathInfos() (func(), error) {
 	}
 	for range q.r.Count(q.limits.Paths) {
 		q.r.StorePath()
-		q.r.String(maxString)
+		q.r.String(wire.MaxString)
 		if q.r.Err() != nil {
 			break
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/wire"
 )
 
 // addTempRoot is accepted by stores that need no roots, too: nothing is lost.
@@ -21,7 +22,7 @@ func (q *request) addTempRoot() (func(), error) {
 
 // addIndirectRoot names a file on the client's machine, which means nothing here.
 func (q *request) addIndirectRoot() (func(), error) {
-	q.r.String(maxString)
+	q.r.String(wire.MaxString)
 	return q.doneIf(q.received())
 }
 

@@ -2,7 +2,6 @@ package worker
 
 import (
 	"errors"
-	"fmt"
 	"io"
 
 	"nixbastion/internal/nix"
@@ -67,64 +66,6 @@ func (p *payload) Read(b []byte) (int, error) {
 		p.watch()
 	}
 	return n, err
-}
-
-// sized reads the NAR of an announced path: exactly as many bytes as were
-// announced.
-type sized struct {
-	src  io.Reader
-	path nix.StorePath
-	size uint64
-	left uint64
-}
-
-func newSized(src io.Reader, info *nix.PathInfo) *sized {
-	return &sized{src: src, path: info.Path, size: info.NarSize, left: info.NarSize}
-}
-
-func (s *sized) Read(p []byte) (int, error) {
-	if s.left == 0 {
-		return 0, io.EOF
-	}
-	n, err := s.src.Read(p[:min(uint64(len(p)), s.left)])
-	s.left -= uint64(n)
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
-		err = &nix.UserError{
-			Message: fmt.Sprintf("upload of %s ends after %d of the announced %d bytes", s.path, s.size-s.left, s.size),
-			Err:     io.ErrUnexpectedEOF,
-		}
-	}
-	return n, err
-}
-
-// skip reads what the store left.
-func (s *sized) skip() error {
-	_, err := io.Copy(io.Discard, s)
-	return err
-}
-
-// one is the source of an upload of a single path, which src ends with.
-func one(info *nix.PathInfo, src io.Reader) nix.PathSource {
-	var nar *sized
-	return nix.PathSource{Count: 1, Next: func() (*nix.PathInfo, io.Reader, error) {
-		if nar == nil {
-			nar = newSized(src, info)
-			return info, nar, nil
-		}
-		if err := nar.skip(); err != nil {
-			return nil, nil, err
-		}
-		return nil, nil, ended(src, info)
-	}}
-}
-
-// ended returns io.EOF if src has no more bytes than were announced.
-func ended(src io.Reader, info *nix.PathInfo) error {
-	n, err := io.CopyN(io.Discard, src, 1)
-	if n > 0 {
-		return nix.Refuse("upload of %s has more than the announced %d bytes", info.Path, info.NarSize)
-	}
-	return err
 }
 
 // bare lets use read a NAR that stands in the stream without a frame, and skips
