@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -203,6 +204,37 @@ func (x *index) keysBehind(last key, n int) (keys []key, err error) {
 		cursor := tx.Bucket(bucketRows).Cursor()
 		for name, _ := cursor.Seek(append(last.bytes(), 0)); name != nil && len(keys) < n; name, _ = cursor.Next() {
 			k, err := keyFrom(name)
+			if err != nil {
+				return err
+			}
+			keys = append(keys, k)
+		}
+		return nil
+	})
+	return keys, err
+}
+
+// domainBehind is keysBehind for the rows of one domain.
+func (x *index) domainBehind(domain string, last key, n int) ([]key, error) {
+	if last.domain != domain {
+		last = key{}
+	}
+	last.domain = domain
+	keys, err := x.keysBehind(last, n)
+	if end := slices.IndexFunc(keys, func(k key) bool { return k.domain != domain }); end >= 0 {
+		keys = keys[:end]
+	}
+	return keys, err
+}
+
+// referrersBehind returns up to n keys of rows that refer to a path with this
+// hash part beside themselves, in order, from the first one behind last on.
+func (x *index) referrersBehind(hashPart string, last key, n int) (keys []key, err error) {
+	err = x.db.View(func(tx *bbolt.Tx) error {
+		cursor, prefix := tx.Bucket(bucketReferrers).Cursor(), []byte(hashPart)
+		from := append([]byte(hashPart), last.bytes()...)
+		for name, _ := cursor.Seek(append(from, 0)); bytes.HasPrefix(name, prefix) && len(keys) < n; name, _ = cursor.Next() {
+			k, err := keyFrom(name[len(prefix):])
 			if err != nil {
 				return err
 			}

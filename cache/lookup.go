@@ -154,7 +154,14 @@ type sight struct {
 	known bool    // memory told; else the index must
 }
 
+// look is peek for who has use for the paths.
 func (c *Cache) look(domain string, paths []nix.StorePath) []sight {
+	seen := c.peek(domain, paths)
+	c.touch(seen)
+	return seen
+}
+
+func (c *Cache) peek(domain string, paths []nix.StorePath) []sight {
 	seen := make([]sight, len(paths))
 	var ask []int
 	c.mu.Lock()
@@ -168,7 +175,6 @@ func (c *Cache) look(domain string, paths []nix.StorePath) []sight {
 	if len(ask) > 0 {
 		c.lookInIndex(domain, paths, seen, ask, before)
 	}
-	c.touch(seen)
 	return seen
 }
 

@@ -2,10 +2,12 @@ package cache
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -218,6 +220,28 @@ func (m *model) check(rt *rapid.T) {
 			case provenance != want.provenance:
 				rt.Fatalf("%s in %s: %v, want %v", p.Name(), domain, provenance, want.provenance)
 			}
+			m.checkReferrers(domain, p)
 		}
+		m.checkFound("all paths", domain, func(object) bool { return true }, m.c.QueryAllValidPaths)
+	}
+}
+
+func (m *model) checkReferrers(domain string, p nix.StorePath) {
+	refers := func(o object) bool { return slices.Contains(o.info.References, p) }
+	m.checkFound("referrers of "+p.Name(), domain, refers, func(ctx context.Context, domain string) ([]nix.StorePath, error) {
+		return m.c.QueryReferrers(ctx, domain, p)
+	})
+}
+
+// checkFound compares what a question finds with what is visible and matches.
+func (m *model) checkFound(what, domain string, match func(object) bool, ask func(context.Context, string) ([]nix.StorePath, error)) {
+	var want []nix.StorePath
+	for _, pair := range m.objects {
+		if _, valid := m.visible(domain, pair[0].info.Path); valid && match(pair[0]) {
+			want = append(want, pair[0].info.Path)
+		}
+	}
+	if got, err := ask(m.t.Context(), domain); err != nil || !slices.Equal(got, nix.SortPaths(want)) {
+		m.rt.Fatalf("%s in %s: got %v, %v, want %v", what, domain, got, err, want)
 	}
 }
