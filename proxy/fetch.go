@@ -66,13 +66,24 @@ func (t *tries) announce(ctx context.Context, sess *upstream.Session, outputs []
 			return nil, err
 		}
 		t.logStrangeReferences(sess.Builder(), info, outputs)
-		arrival, err := t.cache.Announce(info, cache.Grant{Domain: t.order.principal.Domain, Provenance: cache.DomainVouched})
+		arrival, err := t.cache.Announce(info, t.grant(info))
 		if err != nil {
 			return nil, err
 		}
 		arrivals = append(arrivals, arrival)
 	}
 	return arrivals, nil
+}
+
+// grant says who vouches for an output: the domain that had it built, unless a
+// trusted key has signed it. Signatures that are not known here pass through all
+// the same: they are the builder's, to whom the domain trusts its builds.
+func (t *tries) grant(info *nix.PathInfo) cache.Grant {
+	grant := cache.Grant{Domain: t.order.principal.Domain, Provenance: cache.DomainVouched}
+	if len(verifiedBy(t.policy.Current().TrustedPublicKeys, info, info.Sigs)) > 0 {
+		grant.Provenance = cache.Signed
+	}
+	return grant
 }
 
 // logStrangeReferences notes a builder whose outputs refer to what the build

@@ -22,6 +22,7 @@ import (
 
 	"nixbastion/internal/nix"
 	"nixbastion/internal/nix/nar"
+	"nixbastion/internal/nix/storetest"
 	"nixbastion/internal/nix/worker"
 	"nixbastion/policy"
 )
@@ -45,6 +46,9 @@ principals:
   - {name: eve, role: full, domain: other, keys: [%s]}
 `
 
+// labKey is the key that every lab trusts: that of the suite of all stores.
+var labKey = storetest.SigningKey("suite-1")
+
 // newLab starts a proxy with builders of the default domain, in order of names.
 func newLab(t *testing.T, builders ...*labBuilder) *lab {
 	t.Helper()
@@ -53,7 +57,8 @@ func newLab(t *testing.T, builders ...*labBuilder) *lab {
 	identity := filepath.Join(dir, "id")
 	l.writeKey(identity, "proxy")
 	var text strings.Builder
-	fmt.Fprintf(&text, "state_dir: %s\ndomains: [{name: other}]\n", filepath.Join(dir, "state"))
+	fmt.Fprintf(&text, "state_dir: %s\ndomains: [{name: other}]\ntrusted_public_keys: [%q]\n",
+		filepath.Join(dir, "state"), labKey.Public().String())
 	for i, b := range builders {
 		if i == 0 {
 			text.WriteString("builders:\n")
@@ -172,8 +177,12 @@ func newLabFile(path nix.StorePath, text string, refs ...nix.StorePath) labFile 
 	}}
 }
 
-// upload sends files in order.
+// upload sends files in order, without a signature check.
 func (c *labClient) upload(ctx context.Context, files ...labFile) error {
+	return c.uploadWith(ctx, nix.AddOptions{DontCheckSigs: true}, files...)
+}
+
+func (c *labClient) uploadWith(ctx context.Context, opts nix.AddOptions, files ...labFile) error {
 	rest := files
 	return c.AddMultipleToStore(ctx, nix.Discard, nix.PathSource{Count: uint64(len(files)), Next: func() (*nix.PathInfo, io.Reader, error) {
 		if len(rest) == 0 {
@@ -182,7 +191,7 @@ func (c *labClient) upload(ctx context.Context, files ...labFile) error {
 		f := rest[0]
 		rest = rest[1:]
 		return f.info, bytes.NewReader(f.nar), nil
-	}}, nix.AddOptions{DontCheckSigs: true})
+	}}, opts)
 }
 
 // read fetches a path's NAR and checks it against its info.

@@ -35,6 +35,7 @@ var (
 	_ nix.MissingQuerier = (*session)(nil)
 	_ nix.OutputMapper   = (*session)(nil)
 	_ nix.OptionSetter   = (*session)(nil)
+	_ nix.SignatureAdder = (*session)(nil)
 )
 
 var errNoRepair = nix.Refuse("repairing paths through the proxy is not supported; repair them on the builder that holds them")
@@ -107,19 +108,21 @@ func (s *session) AddMultipleToStore(ctx context.Context, _ nix.Logger, src nix.
 		if err != nil {
 			return err
 		}
-		if err := s.receive(ctx, info, nar); err != nil {
+		if err := s.receive(ctx, info, nar, opts); err != nil {
 			return err
 		}
 	}
 }
 
-func (s *session) receive(ctx context.Context, claimed *nix.PathInfo, nar io.Reader) error {
+func (s *session) receive(ctx context.Context, claimed *nix.PathInfo, nar io.Reader, opts nix.AddOptions) error {
 	if err := s.checkSize(claimed.Path, claimed.NarSize); err != nil {
 		return err
 	}
-	info := claimed.Clone()
-	info.Ultimate = false // a peer's word for its own trust
-	outcome, err := s.cache.Receive(ctx, info, nar, s.grant())
+	info, grant, err := s.proven(claimed, opts)
+	if err != nil {
+		return err
+	}
+	outcome, err := s.cache.Receive(ctx, info, nar, grant)
 	if err != nil {
 		return err
 	}

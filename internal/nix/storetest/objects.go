@@ -2,6 +2,8 @@ package storetest
 
 import (
 	"bytes"
+	"crypto/ed25519"
+	"encoding/base64"
 	"io"
 	"slices"
 	"strings"
@@ -48,6 +50,12 @@ func NewSource(name, content string, refs ...nix.StorePath) Object {
 	o.Info.CA = nix.ContentAddress{Method: nix.NAR, Hash: o.Info.NarHash}
 	o.Info.Path = must(nix.ContentAddressedPath(name, o.Info.CA, refs, false))
 	return o
+}
+
+// SigningKey makes a key that follows from its name.
+func SigningKey(name string) nix.SigningKey {
+	key := ed25519.NewKeyFromSeed(nix.HashBytes(nix.SHA256, []byte(name)).Bytes())
+	return must(nix.ParseSigningKey(name + ":" + base64.StdEncoding.EncodeToString(key)))
 }
 
 // Upload offers objects in order.

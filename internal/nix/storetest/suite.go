@@ -12,7 +12,8 @@ import (
 	"nixbastion/internal/nix"
 )
 
-// World is a kind of store.
+// World is a kind of store. One that keeps only signatures that it can verify
+// trusts the key "suite-1", see [SigningKey].
 type World struct {
 	// Open makes an empty store that builds nothing, for one test.
 	Open func(t *testing.T) nix.Store
@@ -94,7 +95,7 @@ func (s *suite) unknown() { s.absent(Path("unknown")) }
 func (s *suite) added() {
 	lib, source := NewObject("lib", "lib"), NewSource("source", "source")
 	tool := NewObject("tool", strings.Repeat("tool", 100_000), lib.Info.Path, Path("tool"), source.Info.Path)
-	tool.Info.Sigs = []nix.Signature{must(nix.ParseSignature("key-1:" + strings.Repeat("A", 86) + "=="))}
+	tool.Info.Sigs = []nix.Signature{SigningKey("suite-1").Sign(tool.Info.Fingerprint())}
 	s.check("upload", s.upload(lib, source, tool))
 	for _, o := range []Object{lib, source, tool} {
 		s.holds(o)
