@@ -36,6 +36,8 @@ var (
 	_ nix.OutputMapper   = (*session)(nil)
 	_ nix.OptionSetter   = (*session)(nil)
 	_ nix.SignatureAdder = (*session)(nil)
+	_ nix.PathFinder     = (*session)(nil)
+	_ nix.PathLister     = (*session)(nil)
 )
 
 var errNoRepair = nix.Refuse("repairing paths through the proxy is not supported; repair them on the builder that holds them")
