@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -41,41 +40,6 @@ func TestNoHostKeyOnFileIsRefused(t *testing.T) {
 			w.Errorf("dialled %d times", n)
 		}
 	})
-}
-
-// Guards against a known_hosts file that is not honoured, by name and by port.
-func TestKnownHostsFile(t *testing.T) {
-	line := func(host, key string) string {
-		return host + " " + string(ssh.MarshalAuthorizedKey(testKey(key).PublicKey()))
-	}
-	for name, test := range map[string]struct {
-		text string
-		kind Kind
-	}{
-		"the key":           {line("b1.example.org", "host"), 0},
-		"another key":       {line("b1.example.org", "other"), HostKey},
-		"another host":      {line("b2.example.org", "host"), HostKey},
-		"another port":      {line("[b1.example.org]:2222", "host"), HostKey},
-		"a revoked key":     {line("b1.example.org", "host") + "@revoked " + line("*", "host"), HostKey},
-		"a broken file":     {"b1.example.org ssh-ed25519 AAAA\n", HostKey},
-		"no line":           {"", HostKey},
-		"both of two hosts": {line("b2.example.org", "other") + line("b1.example.org", "host"), 0},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inWorld(t, func(f *fakeBuilder, tgt *target, _ *Options) {
-				tgt.hostKeys, tgt.knownHosts = nil, filepath.Join(f.t.TempDir(), "known_hosts")
-				if err := os.WriteFile(tgt.knownHosts, []byte(test.text), 0o600); err != nil {
-					f.t.Fatal(err)
-				}
-			}, func(w *world) {
-				if test.kind != 0 {
-					w.refused(test.kind)
-					return
-				}
-				w.get().Release()
-			})
-		})
-	}
 }
 
 // Guards against the account and key that an admin has to fix not being named.

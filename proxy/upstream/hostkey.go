@@ -4,15 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 
-	"github.com/skeema/knownhosts"
 	"golang.org/x/crypto/ssh"
 )
-
-// maxKnownHosts is the largest known_hosts file that is read, in bytes.
-const maxKnownHosts = 4 << 20
 
 // hostCheck is what a builder must show before it is spoken to. There is no way
 // to make one that accepts any key.
@@ -47,33 +42,6 @@ func fixedKeys(keys []ssh.PublicKey) (*hostCheck, error) {
 	}}
 	for _, key := range keys {
 		h.accept(key.Type())
-	}
-	return h.usable()
-}
-
-// knownKeys reads a known_hosts file; address has a port.
-func knownKeys(file, address string) (*hostCheck, error) {
-	info, err := os.Stat(file)
-	if err != nil {
-		return nil, fmt.Errorf("read known hosts: %w", err)
-	}
-	if info.Size() > maxKnownHosts {
-		return nil, fmt.Errorf("read known hosts: %s is larger than %d bytes", file, maxKnownHosts)
-	}
-	db, err := knownhosts.NewDB(file)
-	if err != nil {
-		return nil, fmt.Errorf("read known hosts: %w", err)
-	}
-	check := db.HostKeyCallback()
-	h := &hostCheck{check: func(host string, remote net.Addr, shown ssh.PublicKey) error {
-		err := check(host, remote, shown)
-		if knownhosts.IsHostKeyChanged(err) || knownhosts.IsHostUnknown(err) {
-			return unknownKey(shown)
-		}
-		return err
-	}}
-	for _, keyType := range db.HostKeyAlgorithms(address) {
-		h.accept(keyType)
 	}
 	return h.usable()
 }
