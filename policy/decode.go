@@ -20,7 +20,10 @@ type decoder struct {
 	disk     disk
 	mistakes Mistakes
 	keys     keyring
-	pol      *Policy
+	// authorities are the lines of each key that signs certificates, in the order
+	// of the file, by the key's wire form.
+	authorities map[string][]*ownedKey
+	pol         *Policy
 
 	// schema has every key that mapping was ever asked for and whether the file
 	// has it, as "builders.name".

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"nixbastion/internal/nix"
 )
@@ -18,7 +19,7 @@ func (p *Policy) Describe(w io.Writer, host string) error {
 	if !isHost(host) {
 		return fmt.Errorf("%s is not the name or address of a host", quote(host))
 	}
-	t := &description{pol: p, grants: p.grantsByPrincipal()}
+	t := &description{pol: p, grants: p.grantsByPrincipal(), now: time.Now()}
 	t.server()
 	for _, domain := range p.Domains {
 		t.domain(domain.Name)
@@ -37,17 +38,24 @@ type description struct {
 	strings.Builder
 	pol    *Policy
 	grants map[string][]*grant // by the principal's name
+	now    time.Time
 }
 
 func (t *description) line(depth int, format string, args ...any) {
 	fmt.Fprintf(t, strings.Repeat("  ", depth)+format+"\n", args...)
 }
 
+// grantsByPrincipal has keys first, then those that sign certificates.
 func (p *Policy) grantsByPrincipal() map[string][]*grant {
 	all := map[string][]*grant{}
 	for _, wire := range slices.Sorted(maps.Keys(p.keys)) {
 		g := p.keys[wire]
 		all[g.principal.Name] = append(all[g.principal.Name], g)
+	}
+	for _, wire := range slices.Sorted(maps.Keys(p.authorities)) {
+		for _, g := range p.authorities[wire] {
+			all[g.principal.Name] = append(all[g.principal.Name], g)
+		}
 	}
 	return all
 }
@@ -60,6 +68,8 @@ func (t *description) server() {
 	if len(p.SSH.Ciphers) > 0 {
 		t.line(0, "Clients may choose from the ciphers %s.", strings.Join(p.SSH.Ciphers, ", "))
 	}
+	t.certified(p.SSH.HostCertificate)
+	t.revocations()
 	t.commands(p.Commands)
 	t.trust(p.TrustedPublicKeys)
 	t.line(0, "The admin asks on %s: root, the proxy's own account%s.", p.Admin.Socket, adminsText(p.Admin.Users))
@@ -106,13 +116,13 @@ func (t *description) domain(name string) {
 	} else {
 		t.line(1, "builders: %s", strings.Join(builders, ", "))
 	}
-	if full > 0 {
+	if len(full) > 0 {
 		t.line(1, "%s", powers(full, builders))
 	}
 }
 
-// principals lists those of a role and returns how many keys they have.
-func (t *description) principals(domain string, role Role, may string) (keys int) {
+// principals lists those of a role and returns what gives their rights.
+func (t *description) principals(domain string, role Role, may string) (grants []*grant) {
 	head := false
 	for _, q := range t.pol.Principals {
 		if q.Domain != domain || q.Role != role {
@@ -123,13 +133,13 @@ func (t *description) principals(domain string, role Role, may string) (keys int
 			head = true
 		}
 		t.principal(q)
-		keys += len(t.grants[q.Name])
+		grants = append(grants, t.grants[q.Name]...)
 	}
-	return keys
+	return grants
 }
 
 func (t *description) principal(q Principal) {
-	parts := []string{countOf(len(t.grants[q.Name]), "key")}
+	parts := []string{grantsText(t.grants[q.Name])}
 	if q.MaxJobs > 0 {
 		parts = append(parts, "at most "+countOf(q.MaxJobs, "build")+" at once")
 	}
@@ -150,9 +160,7 @@ func (t *description) principal(q Principal) {
 		t.line(3, "may jump through the proxy to %s", strings.Join(t.jumpTexts(q.Jump), ", "))
 	}
 	for _, g := range t.grants[q.Name] {
-		if g.from != nil {
-			t.line(3, "its key %s only from %s", g.fingerprint, g.from)
-		}
+		t.grant(g)
 	}
 }
 
@@ -181,10 +189,17 @@ func (t JumpTarget) meaning() string {
 }
 
 // powers says aloud what role full amounts to.
-func powers(keys int, builders []string) string {
+func powers(grants []*grant, builders []string) string {
+	keys, authorities := countGrants(grants)
 	who := "Each of the " + countOf(keys, "full key") + " of this domain"
 	if keys == 1 {
 		who = "The one full key of this domain"
+	}
+	switch {
+	case authorities > 0 && keys == 0:
+		who = "Each certificate for this domain"
+	case authorities > 0:
+		who += ", and each certificate for it,"
 	}
 	text := who + " can plant any store path for everybody of this domain"
 	if len(builders) > 0 {
@@ -260,6 +275,8 @@ func (t *description) warnings() {
 			warn("builder %s is for domains where nobody may build", b.Name)
 		}
 	}
+	t.keyWarnings(warn)
+	t.certificateWarnings(warn)
 	if len(p.Admin.Socket) > maxSocketPath {
 		warn("the path of the admin's socket is longer than %d bytes, which no socket can have; choose another: admin: {socket: PATH}", maxSocketPath)
 	}

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -27,6 +28,127 @@ func (f fakeDisk) hostKeyTypes(string, string) ([]string, error) {
 	return []string{ssh.KeyAlgoED25519}, nil
 }
 
+// Whatever stands before a key, reading it ends with a refusal that helps or with
+// rights that are no wider than those of a line without options.
+func FuzzKeyOptions(f *testing.F) {
+	for _, options := range []string{
+		"", "restrict,port-forwarding", `from="10.0.0.0/8,!10.1.*"`, `expiry-time="20300102Z"`, `command="/x/nix-store --serve --write"`,
+		`permitopen="none",permitopen="[::1]:*"`, `cert-authority,principals="a,b"`, `command="\"",from=""`, `no-touch-required,environment="A=\"b,c\""`,
+	} {
+		f.Add(options)
+	}
+	f.Fuzz(func(t *testing.T, options string) {
+		a, err := parseAuthorized(options + " " + authorizedLine("anna"))
+		if err != nil {
+			if hintOf(err) == "" || strings.ContainsAny(err.Error(), "\r\n\x1b\x00") {
+				t.Fatalf("refusal without form: %q", err)
+			}
+			return
+		}
+		checkOptions(t, &a.keyOptions)
+		if again, err := parseAuthorized(options + " " + authorizedLine("anna")); err != nil || !reflect.DeepEqual(a, again) {
+			t.Fatalf("read again: %+v, %v", again, err)
+		}
+	})
+}
+
+func checkOptions(t *testing.T, o *keyOptions) {
+	if o.authority != (len(o.principals) > 0) {
+		t.Fatalf("authority without names, or names without authority: %+v", o)
+	}
+	if command, ok := forcedCommand(o.command); o.command != "" && (!ok || command != o.command) {
+		t.Fatalf("command %q", o.command)
+	}
+	for _, target := range o.permitOpen {
+		if target.Builder != "" || target.isEverywhere() || strings.Contains(target.Host, "*") || target.Net.IsValid() && !target.Net.IsSingleIP() {
+			t.Fatalf("target %+v", target)
+		}
+	}
+	if o.from != nil && len(o.from) == 0 {
+		t.Fatal("from nowhere, which is taken for anywhere")
+	}
+}
+
+// Whatever a file of revocations has, every line of it revokes something or is
+// refused: none is passed over.
+func FuzzRevocations(f *testing.F) {
+	for _, text := range []string{
+		authorizedLine("anna") + "\n# x\nSHA256:b/6MdiIy2Ov7AXmepRKUZvL2gVyNy5d2cpbl+H0yEac\n", "serial: 1-0x20\nserial: 7 # x\nid: a b\n",
+		"ca: " + authorizedLine("ca") + "\nserial: 1\n", "key: " + authorizedLine("anna") + " comment # x", "hash: SHA256:x\nserial: 18446744073709551615\n",
+		"serial: 1-18446744073709551615\nserial: 5\n", "#\n\r\n ", "SSHKRL\n\x00", "# hash SHA1:x",
+	} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		d := newDecoder("policy.yaml", fakeDisk{})
+		r := d.revocations("revoked", text)
+		for raw := range bytes.Lines(text) {
+			checkRevocation(t, strings.TrimSpace(string(raw)))
+		}
+		for _, m := range d.mistakes.List {
+			if m.Hint == "" || m.Line < 1 || strings.ContainsAny(m.Text, "\r\n\x1b\x00") {
+				t.Fatalf("mistake without form: %+v", m)
+			}
+		}
+		checkSerials(t, &r.certificates)
+		for _, certificates := range r.byAuthority {
+			checkSerials(t, certificates)
+		}
+	})
+}
+
+// checkRevocation holds that a line by itself revokes something, is refused, or is
+// a comment.
+func checkRevocation(t *testing.T, line string) {
+	r := &revocationReader{list: newRevocations()}
+	r.of = &r.list.certificates
+	if err := r.line(line); err == nil && r.list.isEmpty() && line != "" && line[0] != '#' {
+		t.Fatalf("%q revokes nothing", line)
+	}
+}
+
+func (r *revocations) isEmpty() bool {
+	return len(r.keys) == 0 && len(r.certificates.serials) == 0 && len(r.certificates.ids) == 0 && len(r.byAuthority) == 0
+}
+
+// checkSerials holds that ranges are in order, apart, and found at both ends.
+func checkSerials(t *testing.T, r *revokedCertificates) {
+	for i, s := range r.serials {
+		if s.first == 0 || s.last < s.first || i > 0 && s.first <= r.serials[i-1].last {
+			t.Fatalf("serials %v", r.serials)
+		}
+		if !r.hasSerial(s.first) || !r.hasSerial(s.last) || r.hasSerial(0) {
+			t.Fatalf("serials %v are not found", r.serials)
+		}
+	}
+}
+
+// Whatever an authority has signed, a certificate is refused or opens no more
+// than its line.
+func FuzzCertificateOptions(f *testing.F) {
+	for _, c := range [][3]string{
+		{"anna", "force-command", "nix-daemon --stdio"}, {"anna", "source-address", "192.0.2.0/24,::1"}, {"anna", "", ""}, {"", "x", "y"}, {"anna", "verify-required", ""},
+	} {
+		f.Add(c[0], c[1], c[2])
+	}
+	pol := newDir(f).certified(f, `command="nix-daemon --stdio",cert-authority,principals="anna" `+authorizedLine("ca"))
+	f.Fuzz(func(t *testing.T, name, option, value string) {
+		cert := certificateOf(t, func(c *ssh.Certificate) {
+			c.ValidPrincipals = []string{name}
+			if option != "" {
+				c.CriticalOptions[option] = value
+			}
+		})
+		access, err := pol.Identify(cert, anywhere)
+		if err != nil {
+			return
+		}
+		if known := option == "" || option == "force-command" || option == "source-address"; !known || name != "anna" || access.Command != "nix-daemon --stdio" {
+			t.Fatalf("%q with %q=%q opens %+v", name, option, value, access)
+		}
+	})
+}
+
 // Whatever a file has, reading it ends with a policy or with mistakes that have a
 // form, and what was accepted can be described and lets no stranger in.
 func FuzzLoad(f *testing.F) {
@@ -46,6 +168,7 @@ func FuzzLoad(f *testing.F) {
 	f.Add(commentedOut.ReplaceAll(text, []byte("$1$2")))
 	disk := fakeDisk{
 		"builder-key": privatePEM(testPrivateKey("builder")), "known_hosts": "b1 " + authorizedLine("b1"),
+		"revoked_keys": "serial: 7\n" + authorizedLine("gone"), "ssh_host_ed25519_key-cert.pub": hostCertificateOf(f, nil),
 		"runners.keys": authorizedLine("runner"), "more.keys": "nonsense\n" + authorizedLine("more"),
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {

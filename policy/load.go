@@ -35,7 +35,7 @@ func newDecoder(file string, disk disk) *decoder {
 		dir = filepath.Dir(file) // the working directory is gone; relative to it is what is left
 	}
 	return &decoder{
-		file: file, dir: dir, disk: disk, pol: defaults(), schema: map[string]bool{}, keys: keyring{},
+		file: file, dir: dir, disk: disk, pol: defaults(), schema: map[string]bool{}, keys: keyring{}, authorities: map[string][]*ownedKey{},
 		domainsSeen: names{}, buildersSeen: names{}, principalsSeen: names{},
 	}
 }
@@ -74,8 +74,8 @@ func defaults() *Policy {
 		Limits:  Limits{NarSize: defaultNarSize, BuildLog: defaultBuildLog},
 		Log:     Log{Level: slog.LevelInfo, Format: "json"},
 		Domains: []Domain{{Name: defaultDomainName}},
-		keys:    map[string]*grant{},
 
+		keys: map[string]*grant{}, authorities: map[string][]*grant{},
 		TrustedPublicKeys: []nix.PublicKey{mustPublicKey(defaultTrustedKey)},
 	}
 }

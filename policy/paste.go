@@ -3,12 +3,9 @@ package policy
 import (
 	"encoding/base64"
 	"net"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-
-	"golang.org/x/crypto/ssh"
 )
 
 const (
@@ -77,6 +74,8 @@ func (t *description) knownHosts(host, hostKey string) {
 	}
 	t.line(0, "\nFor all clients, one line in /root/.ssh/known_hosts:")
 	t.line(1, "%s %s", host, hostKey)
+	t.hostCertificate(host)
+	t.fingerprint(hostKey)
 }
 
 // sshConfig prints how to reach a port that is not ssh's own: most versions of
@@ -108,15 +107,11 @@ func (p *Policy) port() string {
 // hostKey returns the proxy's public host key without its comment, "" if it has
 // none yet or keeps it from us.
 func (t *description) hostKey() string {
-	text, _, err := realDisk{}.read(filepath.Join(t.pol.StateDir, hostKeyFile), maxHostKeyBytes)
-	if err != nil {
+	key := hostKeyOf(realDisk{}, t.pol.StateDir)
+	if key == nil {
 		return ""
 	}
-	key, _, err := parseKeyLine(string(text))
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
+	return keyLine(key)
 }
 
 // union joins what a field of a machines file lists.

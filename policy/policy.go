@@ -31,8 +31,13 @@ type Policy struct {
 	TrustedPublicKeys []nix.PublicKey
 	// Admin is the socket for the admin's own questions.
 	Admin Admin
+	// RevokedKeys is the file with keys and certificates that open nothing, whatever
+	// else is said; "" for none.
+	RevokedKeys string
 
-	keys map[string]*grant // by the key's wire form
+	keys        map[string]*grant   // by the key's wire form
+	authorities map[string][]*grant // by the wire form of a key that signs certificates, in the order of the file
+	revoked     *revocations        // nil: nothing is
 }
 
 // Commands says what clients may put into the command that they ask for. What is
@@ -70,6 +75,10 @@ type SSH struct {
 	// Ciphers, when set, are offered to every client in this order. Empty: the
 	// proxy chooses by the client's identification line.
 	Ciphers []string
+	// HostCertificate vouches for the proxy's host key; nil for none. It was read
+	// and checked, and may be out of its time all the same: see
+	// [HostCertificate.Fault].
+	HostCertificate *HostCertificate
 }
 
 // Cache bounds the store on disk, in bytes.

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 
 	"gopkg.in/yaml.v3"
 )
@@ -135,11 +136,32 @@ type ownedKey struct {
 // places would have the rights of one of them, and nobody could say of which.
 func (d *decoder) addKey(a authorized, h held) {
 	wire := string(a.key.Marshal())
+	if a.authority {
+		d.addAuthority(wire, a, h)
+		return
+	}
 	if first := d.keys[wire]; first != nil {
-		d.mistakes.add(Mistake{File: h.file, Line: h.line, Column: h.column,
-			Text: fmt.Sprintf("this key is that of principal %s already, at %s:%d", quote(first.name), first.file, first.line),
-			Hint: "a key belongs to one principal and stands there once; remove one of them"})
+		d.taken(h, first, "this key is that", "a key belongs to one principal and stands there once; remove one of them")
 		return
 	}
 	d.keys[wire] = &ownedKey{a, h}
+}
+
+// addAuthority notes a key that signs certificates. It may stand on several
+// lines, as long as each name of a certificate leads to one of them.
+func (d *decoder) addAuthority(wire string, a authorized, h held) {
+	for _, line := range d.authorities[wire] {
+		for _, name := range a.principals {
+			if slices.Contains(line.principals, name) {
+				d.taken(h, line, "certificates of this authority for "+quote(name)+" are those", "each name in principals= belongs to one line; remove one of them")
+			}
+		}
+	}
+	d.authorities[wire] = append(d.authorities[wire], &ownedKey{a, h})
+}
+
+func (d *decoder) taken(h held, first *ownedKey, what, hint string) {
+	d.mistakes.add(Mistake{File: h.file, Line: h.line, Column: h.column,
+		Text: fmt.Sprintf("%s of principal %s already, at %s:%d", what, quote(first.name), first.file, first.line),
+		Hint: hint})
 }

@@ -26,6 +26,7 @@ func (d *decoder) settings(n *yaml.Node) {
 		setting{"domains", d.domains},
 		setting{"builders", func(n *yaml.Node) { d.list(n, d.builder) }},
 		setting{"principals", func(n *yaml.Node) { d.list(n, d.principal) }},
+		setting{"revoked_keys", d.revokedKeys},
 	)
 	d.require(n, values, "the file",
 		[2]string{"state_dir", "name the directory for the host key and the cache: state_dir: /var/lib/nixbastion"})
@@ -61,6 +62,7 @@ func (d *decoder) path(n *yaml.Node) (string, bool) {
 func (d *decoder) ssh(n *yaml.Node) {
 	d.mapping(n, "ssh.",
 		setting{"ciphers", func(n *yaml.Node) { d.pol.SSH.Ciphers = d.ciphers(n) }},
+		setting{"host_certificate", d.hostCertificate},
 	)
 }
 
