@@ -31,6 +31,7 @@ type order struct {
 	drvPath   nix.StorePath
 	drv       *nix.BasicDerivation
 	mode      nix.BuildMode
+	limits    nix.BuildLimits
 	system    string
 	features  []string
 	// inputs are the infos of drv.InputSrcs, in that order.
@@ -41,7 +42,7 @@ type order struct {
 // key digests everything that makes two orders the same build.
 func (o *order) key() buildKey {
 	h := sha256.New()
-	fmt.Fprintf(h, "%q %q %d %q %q %q", o.principal.Domain, o.drvPath, o.mode, o.drv.Platform, o.drv.Builder, o.drv.Args)
+	fmt.Fprintf(h, "%q %q %d %d %q %q %q", o.principal.Domain, o.drvPath, o.mode, o.limits, o.drv.Platform, o.drv.Builder, o.drv.Args)
 	for _, out := range o.drv.Outputs {
 		fmt.Fprintf(h, " o%q%q%q%q", out.Name, out.Path, out.HashAlgo, out.Hash)
 	}
@@ -109,9 +110,13 @@ func (b *builds) run(ctx context.Context, running *build, o *order) (*nix.BuildR
 	}
 }
 
-// reported makes a failed build of an error that a builder's daemon reported in
-// good order; nil for a builder that broke.
+// reported makes a failed build of an error that is the answer: one that a
+// builder's daemon reported in good order, or the end by a limit; nil for a
+// builder that broke.
 func reported(err error) *nix.BuildResult {
+	if failure := exceeded(err); failure != nil {
+		return failure
+	}
 	var remote *nix.RemoteError
 	if upstream.Broken(err) || !errors.As(err, &remote) {
 		return nil
@@ -239,7 +244,12 @@ func (t *tries) buildOn(ctx context.Context, sess *upstream.Session) (*nix.Build
 	started := time.Now()
 	log := newAttemptLog(t.log, sess.Builder(), &t.activity)
 	defer log.stopAll()
-	result, err := sess.BuildDerivation(ctx, log, t.order.drvPath, t.order.drv, t.order.mode)
+	ctx, dog := watch(ctx, t.order, log)
+	defer dog.stop()
+	result, err := sess.BuildDerivation(ctx, dog, t.order.drvPath, t.order.drv, t.order.mode)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("build on %s: %w", sess.Builder(), err)
 	}

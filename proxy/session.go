@@ -27,6 +27,8 @@ type session struct {
 	pins *cache.Pins
 	// attached counts the builds attended, to keep their activity ids apart.
 	attached uint64
+	// buildLimits are those of the builds that follow.
+	buildLimits nix.BuildLimits
 }
 
 var (
@@ -38,6 +40,7 @@ var (
 	_ nix.SignatureAdder = (*session)(nil)
 	_ nix.PathFinder     = (*session)(nil)
 	_ nix.PathLister     = (*session)(nil)
+	_ nix.BuildLimiter   = (*session)(nil)
 )
 
 var errNoRepair = nix.Refuse("repairing paths through the proxy is not supported; repair them on the builder that holds them")
@@ -203,7 +206,7 @@ func (s *session) order(drvPath nix.StorePath, drv *nix.BasicDerivation, mode ni
 		return nil, fmt.Errorf("build %s: %w", drvPath, err)
 	}
 	return &order{
-		principal: s.principal, drvPath: drvPath, drv: drv, mode: mode,
+		principal: s.principal, drvPath: drvPath, drv: drv, mode: mode, limits: s.buildLimits,
 		system: system, features: features, inputs: inputs, log: s.log,
 	}, nil
 }

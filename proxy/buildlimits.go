@@ -1,0 +1,107 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"nixbastion/internal/nix"
+)
+
+// SetBuildLimits bounds the builds that follow as the client asks. The proxy
+// keeps the limits itself: most builders could not, see [watchdog].
+func (s *session) SetBuildLimits(limits nix.BuildLimits) { s.buildLimits = limits }
+
+// limitError ends a build that exceeded one of its limits. It is an answer: no
+// other builder is tried.
+type limitError struct {
+	status nix.BuildStatus
+	text   string
+}
+
+func (e *limitError) Error() string { return e.text }
+
+// exceeded makes a failed build of the end by a limit; nil for other errors.
+func exceeded(err error) *nix.BuildResult {
+	if limit, ok := errors.AsType[*limitError](err); ok {
+		return nix.Failure(limit.status, "%s", limit.text)
+	}
+	return nil
+}
+
+// watchdog keeps one attempt at a build within the limits of its client, over
+// either protocol: a nix-store --serve that is a client of a daemon forgets those
+// that it is sent, and a daemon is not told of them. It stands in the way of the
+// builder's log messages and ends the context of the build, in Nix's own words.
+type watchdog struct {
+	limits  nix.BuildLimits
+	drvPath nix.StorePath
+	to      nix.Logger
+	end     context.CancelCauseFunc
+
+	silence, deadline *time.Timer // nil without that limit
+	logged            atomic.Uint64
+}
+
+// watch begins when the builder is asked to build, so that the wait for a builder
+// and the way of the inputs do not count. Stop it.
+func watch(ctx context.Context, o *order, to nix.Logger) (context.Context, *watchdog) {
+	ctx, end := context.WithCancelCause(ctx)
+	w := &watchdog{limits: o.limits, drvPath: o.drvPath, to: to, end: end}
+	if w.limits.MaxSilent > 0 {
+		w.silence = time.AfterFunc(w.limits.MaxSilent, func() {
+			w.exceed(nix.StatusTimedOut, "timed out after %g seconds of silence", w.limits.MaxSilent.Seconds())
+		})
+	}
+	if w.limits.Timeout > 0 {
+		w.deadline = time.AfterFunc(w.limits.Timeout, func() {
+			w.exceed(nix.StatusTimedOut, "timed out after %g seconds", w.limits.Timeout.Seconds())
+		})
+	}
+	return ctx, w
+}
+
+func (w *watchdog) exceed(status nix.BuildStatus, format string, args ...any) {
+	w.end(&limitError{status, fmt.Sprintf("building of '%s' ", w.drvPath) + fmt.Sprintf(format, args...)})
+}
+
+// stop ends the watch. Its context is of no use afterwards.
+func (w *watchdog) stop() {
+	for _, timer := range []*time.Timer{w.silence, w.deadline} {
+		if timer != nil {
+			timer.Stop()
+		}
+	}
+	w.end(nil)
+}
+
+// Log counts what the builder prints and hands it on.
+func (w *watchdog) Log(m nix.LogMessage) {
+	if n := printed(m); n > 0 {
+		w.count(n)
+	}
+	w.to.Log(m)
+}
+
+func (w *watchdog) count(n uint64) {
+	if w.silence != nil {
+		w.silence.Reset(w.limits.MaxSilent)
+	}
+	if limit := w.limits.MaxLogSize; w.logged.Add(n) > limit && limit > 0 {
+		w.exceed(nix.StatusLogLimitExceeded, "killed after writing more than %d bytes of log output", limit)
+	}
+}
+
+// printed is how many bytes of a build's own output a message stands for.
+func printed(m nix.LogMessage) uint64 {
+	switch {
+	case m.Kind == nix.LogText:
+		return uint64(len(m.Text))
+	case m.Kind != nix.LogResult || len(m.Fields) == 0:
+	case m.Type == nix.ResultBuildLogLine || m.Type == nix.ResultPostBuildLogLine || m.Type == nix.ResultSetPhase:
+		return uint64(len(m.Fields[0].Text)) + 1 // the newline
+	}
+	return 0
+}
