@@ -12,15 +12,13 @@ import (
 )
 
 // AddToStore takes content that names itself: sources, .drv files and texts of
-// clients that evaluate against this store.
+// clients that evaluate against this store. Nothing is to be repaired of those:
+// who asks for it brings the very bytes, which are stored if ours were lost.
 func (s *session) AddToStore(ctx context.Context, _ nix.Logger, req nix.AddToStoreRequest, dump io.Reader) (*nix.PathInfo, error) {
 	if err := s.mayWrite("add to the store"); err != nil {
 		return nil, err
 	}
-	switch {
-	case req.Repair:
-		return nil, errNoRepair
-	case req.Method.Method == nix.Git:
+	if req.Method.Method == nix.Git {
 		return nil, nix.Refuse("%q is to be addressed by %s; the proxy does not take git trees", req.Name, req.Method)
 	}
 	dump = &sizeLimit{r: dump, name: req.Name, limit: s.limits.NarSize}

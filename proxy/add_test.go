@@ -60,7 +60,6 @@ func TestAddToStoreRefusesWithASentence(t *testing.T) {
 		dump string
 		want string
 	}{
-		"repair":     {nix.AddToStoreRequest{Name: "x", Method: flat, Repair: true}, "x", "repairing"},
 		"git":        {nix.AddToStoreRequest{Name: "x", Method: method(t, "fixed:git:sha1")}, "x", "git trees"},
 		"references": {nix.AddToStoreRequest{Name: "x", Method: flat, References: []nix.StorePath{labPath("y")}}, "x", "references"},
 		"unknown":    {nix.AddToStoreRequest{Name: "x", Method: method(t, "text:sha256"), References: []nix.StorePath{labPath("y")}}, "x", "not valid"},

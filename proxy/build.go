@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,9 +35,11 @@ type order struct {
 	limits    nix.BuildLimits
 	system    string
 	features  []string
-	// inputs are the infos of drv.InputSrcs, in that order.
-	inputs []*nix.PathInfo
-	log    *slog.Logger
+	// inputs are the infos of drv.InputSrcs, in that order. With outputsHere the
+	// outputs that are to be compared follow, with what they refer to.
+	inputs      []*nix.PathInfo
+	outputsHere bool
+	log         *slog.Logger
 }
 
 // key digests everything that makes two orders the same build.
@@ -91,8 +94,16 @@ func (b *builds) build(ctx context.Context, o *order, log nix.Logger, offset uin
 // run tries builders until one has built the order, or none is left.
 func (b *builds) run(ctx context.Context, running *build, o *order) (*nix.BuildResult, error) {
 	t := &tries{builds: b, order: o, log: running.log, failed: map[string]int{}}
+	if o.mode != nix.BuildNormal {
+		if failure := t.narrow(ctx); failure != nil {
+			return failure, nil
+		}
+	}
 	for {
 		lease, err := t.acquire(ctx)
+		if err != nil && t.widen(err) {
+			continue
+		}
 		if err != nil {
 			return t.noLease(ctx, err)
 		}
@@ -132,6 +143,8 @@ type tries struct {
 	activity uint64 // last activity id in log
 	failed   map[string]int
 	excluded []route.Exclusion
+	// lacking are builders without the outputs that are to be compared.
+	lacking []route.Exclusion
 }
 
 // lostTwice is when a builder that was lost in the middle is given up for this
@@ -166,16 +179,33 @@ func userText(err error) string {
 }
 
 func (t *tries) acquire(ctx context.Context) (*route.Lease, error) {
+	says := newWaitLines(t.log, t.order.drvPath)
+	return t.router.Acquire(ctx, t.request(), says.waiting)
+}
+
+// request is what the router is asked for now.
+func (t *tries) request() route.Request {
 	o := t.order
 	req := route.Request{
 		Principal: o.principal.Name, PrincipalMaxJobs: o.principal.MaxJobs, Domain: o.principal.Domain,
-		Name: o.drvPath.String(), System: o.system, Features: o.features, Exclude: t.excluded, Inputs: make([]route.Input, len(o.inputs)),
+		Name: o.drvPath.String(), System: o.system, Features: o.features,
+		Exclude: t.exclusions(), Inputs: make([]route.Input, len(o.inputs)),
 	}
 	for i, in := range o.inputs {
 		req.Inputs[i] = route.Input{ID: t.router.Intern(in.Path.String()), Size: int64(in.NarSize)}
 	}
-	says := newWaitLines(t.log, o.drvPath)
-	return t.router.Acquire(ctx, req, says.waiting)
+	return req
+}
+
+// exclusions names each builder once: one that failed may lack the outputs, too.
+func (t *tries) exclusions() []route.Exclusion {
+	all := slices.Clone(t.excluded)
+	for _, ex := range t.lacking {
+		if !slices.ContainsFunc(all, func(other route.Exclusion) bool { return other.Builder == ex.Builder }) {
+			all = append(all, ex)
+		}
+	}
+	return all
 }
 
 // noLease makes a failed build of an order that no builder can or could run.
@@ -209,8 +239,13 @@ func (t *tries) attempt(ctx context.Context, lease *route.Lease) (_ *nix.BuildRe
 		return nil, err
 	}
 	lease.Release()
-	if !result.Status.Success() {
+	switch {
+	case !result.Status.Success():
 		sess.Release()
+		return result, nil
+	case t.order.mode == nix.BuildCheck: // which leaves everything as it was
+		sess.Release()
+		result.Outputs = builtOutputs(t.order.drv)
 		return result, nil
 	}
 	return t.takeOutputs(ctx, sess, result)
@@ -240,7 +275,7 @@ func (t *tries) buildOn(ctx context.Context, sess *upstream.Session) (*nix.Build
 		return nil, fmt.Errorf("bring inputs to %s: %w", sess.Builder(), err)
 	}
 	t.noteHeld(sess.Builder())
-	nix.Line(t.log, fmt.Sprintf("building '%s' on '%s'", t.order.drvPath, sess.Builder()))
+	nix.Line(t.log, fmt.Sprintf("%s '%s' on '%s'", doing[t.order.mode], t.order.drvPath, sess.Builder()))
 	started := time.Now()
 	log := newAttemptLog(t.log, sess.Builder(), &t.activity)
 	defer log.stopAll()
@@ -253,10 +288,16 @@ func (t *tries) buildOn(ctx context.Context, sess *upstream.Session) (*nix.Build
 	if err != nil {
 		return nil, fmt.Errorf("build on %s: %w", sess.Builder(), err)
 	}
-	t.order.log.Info("built", "drv", t.order.drvPath.String(), "builder", sess.Builder(),
+	t.order.log.Info(done[t.order.mode], "drv", t.order.drvPath.String(), "builder", sess.Builder(),
 		"status", result.Status.String(), "seconds", time.Since(started).Seconds())
 	return result, nil
 }
+
+// What builds of each mode are called, while they run and afterwards.
+var (
+	doing = [...]string{nix.BuildNormal: "building", nix.BuildRepair: "repairing", nix.BuildCheck: "checking outputs of"}
+	done  = [...]string{nix.BuildNormal: "built", nix.BuildRepair: "repaired", nix.BuildCheck: "checked"}
+)
 
 // mustMatch reports whether inputs that the builder holds must have our bytes.
 func (t *tries) mustMatch(builder string) bool {

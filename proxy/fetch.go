@@ -114,7 +114,7 @@ func (t *tries) fetch(sess *upstream.Session, arrivals []*cache.Arrival) {
 		}
 	}()
 	for i, arrival := range arrivals {
-		if err := fill(ctx, sess, arrival); err != nil {
+		if err := t.fill(ctx, sess, arrival); err != nil {
 			t.order.log.Error("output did not reach the cache", "builder", sess.Builder(),
 				"output", arrival.Path().String(), "error", err)
 			abort(arrivals[i:], err)
@@ -126,8 +126,11 @@ func (t *tries) fetch(sess *upstream.Session, arrivals []*cache.Arrival) {
 }
 
 // fill copies one output, unless the cache has it or somebody else brings it.
-func fill(ctx context.Context, sess *upstream.Session, arrival *cache.Arrival) error {
-	if !arrival.Needed() {
+// After a repair it is read all the same, and takes the place of one whose bytes
+// were lost; other bytes than those of the cache are logged and dropped, as the
+// domain was answered with the first ones.
+func (t *tries) fill(ctx context.Context, sess *upstream.Session, arrival *cache.Arrival) error {
+	if !arrival.Needed() && t.order.mode != nix.BuildRepair {
 		return nil
 	}
 	nar, err := sess.NarFromPath(ctx, arrival.Path())
@@ -135,7 +138,11 @@ func fill(ctx context.Context, sess *upstream.Session, arrival *cache.Arrival) e
 		return err
 	}
 	defer nar.Close()
-	_, err = arrival.Fill(ctx, nar)
+	outcome, err := arrival.Fill(ctx, nar)
+	if outcome == cache.Differs {
+		t.order.log.Warn("repaired output differs from what the cache holds; the first one stays",
+			"builder", sess.Builder(), "output", arrival.Path().String())
+	}
 	return err
 }
 

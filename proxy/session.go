@@ -43,7 +43,7 @@ var (
 	_ nix.BuildLimiter   = (*session)(nil)
 )
 
-var errNoRepair = nix.Refuse("repairing paths through the proxy is not supported; repair them on the builder that holds them")
+var errNoRepair = nix.Refuse("an upload does not replace a path that is valid here; the proxy drops by itself what it finds broken, and such a path can be uploaded again")
 
 // close gives back what the session holds.
 func (s *session) close() { s.pins.Release() }
@@ -148,7 +148,7 @@ func (s *session) checkSize(path nix.StorePath, size uint64) error {
 // BuildDerivation has a derivation built, or answers for one that was built
 // already or is being built.
 func (s *session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath nix.StorePath, drv *nix.BasicDerivation, mode nix.BuildMode) (*nix.BuildResult, error) {
-	if err := s.mayWrite("build"); err != nil {
+	if err := s.mayBuild(mode); err != nil {
 		return nil, err
 	}
 	o, err := s.order(drvPath, drv, mode)
@@ -194,9 +194,6 @@ func builtOutputs(drv *nix.BasicDerivation) []nix.BuiltOutput {
 // order makes a build request of what the client sent, with its inputs looked
 // up and pinned for as long as the session lasts.
 func (s *session) order(drvPath nix.StorePath, drv *nix.BasicDerivation, mode nix.BuildMode) (*order, error) {
-	if mode != nix.BuildNormal {
-		return nil, nix.Refuse("check and repair builds do not go through the proxy yet; run them on the builder that holds the output")
-	}
 	system, features, err := drv.Requirements()
 	if err != nil {
 		return nil, nix.Refuse("derivation %s: %v", drvPath, err)
@@ -205,10 +202,14 @@ func (s *session) order(drvPath nix.StorePath, drv *nix.BasicDerivation, mode ni
 	if err != nil {
 		return nil, fmt.Errorf("build %s: %w", drvPath, err)
 	}
-	return &order{
+	o := &order{
 		principal: s.principal, drvPath: drvPath, drv: drv, mode: mode, limits: s.buildLimits,
 		system: system, features: features, inputs: inputs, log: s.log,
-	}, nil
+	}
+	if mode != nix.BuildNormal {
+		err = s.compared(o)
+	}
+	return o, err
 }
 
 func (s *session) inputInfos(paths []nix.StorePath) ([]*nix.PathInfo, error) {

@@ -150,10 +150,7 @@ func TestSignaturesOfABuilderPassThrough(t *testing.T) {
 	for _, name := range []string{"plain", "trusted"} {
 		result, err := alice.build(t.Context(), nix.Discard, name)
 		mustSucceed(t, result, err)
-		eventually(t, name+" is in the cache", func() bool {
-			provenance, err := l.proxy.cache.QueryProvenance("default", labPath(name))
-			return err == nil && provenance != cache.Claimed
-		})
+		l.hasCached(name)
 	}
 	l.wantProvenance(signedFile("plain", ""), cache.DomainVouched, "builder-1")
 	l.wantProvenance(signedFile("trusted", ""), cache.Signed, "builder-1", "suite-1")

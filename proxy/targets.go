@@ -32,6 +32,9 @@ func (s *session) BuildPathsWithResults(ctx context.Context, log nix.Logger, tar
 }
 
 func (s *session) realise(ctx context.Context, log nix.Logger, target nix.DerivedPath, mode nix.BuildMode) (*nix.BuildResult, error) {
+	if !target.Built && mode == nix.BuildRepair {
+		return nil, nix.Refuse("path '%s' is not repaired by itself; ask for the derivation that makes it", target.Path)
+	}
 	if !target.Built {
 		return s.realiseOpaque(target.Path), nil
 	}
@@ -45,7 +48,7 @@ func (s *session) realise(ctx context.Context, log nix.Logger, target nix.Derive
 	if result := s.wantedOutputs(drv, target, mode); result != nil {
 		return result, nil
 	}
-	if err := s.mayWrite("build"); err != nil {
+	if err := s.mayBuild(mode); err != nil {
 		return nil, err
 	}
 	basic, failure := s.flatten(ctx, target.Path, drv)

@@ -145,7 +145,7 @@ func TestNobodyCanRunIt(t *testing.T) {
 		{"nobody matches", named, NoneMatches, "a 'aarch64-linux' with features {kvm} is required to build '/nix/store/x.drv', but no builder can run it:\n" +
 			"  b1: system is x86_64-linux, not aarch64-linux; lacks feature kvm\n  b2: needs mandatory feature big-parallel"},
 		{"nobody is there", elsewhere, NoneMatches, "a 'aarch64-linux' with features {} is required to build, but domain 'elsewhere' has no builder"},
-		{"tried everywhere", excluded, AllExcluded, "a 'x86_64-linux' with features {} is required to build, but it has failed to run on every builder that can run it:\n" +
+		{"tried everywhere", excluded, AllExcluded, "a 'x86_64-linux' with features {} is required to build, but no builder that can run it is left:\n" +
 			"  b1: excluded: lost the connection\n  b2: system is aarch64-linux, not x86_64-linux; needs mandatory feature big-parallel"},
 	}
 	for _, test := range tests {

@@ -17,7 +17,7 @@ const (
 	NoneMatches Kind = iota
 	// AllDown: some could run it, and of those that are not excluded all are down.
 	AllDown
-	// AllExcluded: it was tried wherever it could run.
+	// AllExcluded: wherever it could run it must not go.
 	AllExcluded
 )
 
@@ -60,7 +60,7 @@ func (e *NoBuilderError) cause() string {
 	case e.Kind == AllDown:
 		return "no builder that can run it is up:"
 	case e.Kind == AllExcluded:
-		return "it has failed to run on every builder that can run it:"
+		return "no builder that can run it is left:"
 	}
 	return "no builder can run it:"
 }

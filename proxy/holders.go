@@ -1,0 +1,154 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"nixbastion/internal/nix"
+	"nixbastion/policy"
+	"nixbastion/route"
+)
+
+// A build to check or to repair outputs runs where they are: only there is
+// something to compare with. What a builder holds is asked when it is needed,
+// since everybody's garbage collector changes it.
+
+const (
+	// askTimeout is how long a builder may take to say what it holds; after
+	// that it counts as holding nothing.
+	askTimeout = time.Second
+	// maxAsked is how many builders are asked at the same time.
+	maxAsked = 16
+)
+
+// mayBuild refuses builds that the principal may not ask for.
+func (s *session) mayBuild(mode nix.BuildMode) error {
+	if err := s.mayWrite("build"); err != nil {
+		return err
+	}
+	p := s.principal
+	switch {
+	case mode == nix.BuildCheck && !p.CheckBuilds:
+		return refusedMode(p, "have outputs built again to check them", "check_builds")
+	case mode == nix.BuildRepair && !p.RepairBuilds:
+		return refusedMode(p, "have outputs built again to replace them", "repair_builds")
+	}
+	return nil
+}
+
+func refusedMode(p *policy.Principal, what, setting string) error {
+	return nix.Refuse("key of %q may not %s; the admin allows it with '%s: allow' for this principal in the proxy's policy", p.Name, what, setting)
+}
+
+// compared adds to an order that is to check or to repair outputs what is known
+// of them: a builder that lacks them can be given ours.
+func (s *session) compared(o *order) error {
+	outputs, known := o.drv.OutputPaths()
+	if !known {
+		return nix.Refuse("outputs of '%s' have no path before they are built, so they can be neither checked nor repaired through the proxy", o.drvPath)
+	}
+	closure, err := s.closure(outputs)
+	if err != nil {
+		return nil // not here: then only a builder that has them will do
+	}
+	infos, err := s.inputInfos(closure)
+	if err != nil {
+		return err
+	}
+	o.outputsHere = true
+	o.inputs = append(o.inputs, slices.DeleteFunc(infos, func(info *nix.PathInfo) bool {
+		return slices.Contains(o.drv.InputSrcs, info.Path)
+	})...)
+	return nil
+}
+
+// narrow keeps an order to the builders that hold its outputs, if there are any.
+// It returns a result if there is nothing to compare with anywhere.
+func (t *tries) narrow(ctx context.Context) *nix.BuildResult {
+	outputs, _ := t.order.drv.OutputPaths()
+	asked := t.eligible()
+	var lacking []route.Exclusion
+	for i, holds := range t.holders(ctx, asked, outputs) {
+		if !holds {
+			lacking = append(lacking, route.Exclusion{Builder: asked[i], Reason: "does not hold the outputs"})
+		}
+	}
+	switch {
+	case len(lacking) < len(asked):
+		t.lacking = lacking
+	case len(asked) > 0 && !t.order.outputsHere && t.order.mode == nix.BuildCheck:
+		return nix.Failure(nix.StatusMiscFailure,
+			"some outputs of '%s' are not valid, so checking is not possible: neither the proxy nor a builder that is up (%s) holds them; build it first",
+			t.order.drvPath, strings.Join(asked, ", "))
+	}
+	return nil
+}
+
+// widen lets an order go to builders that lack its outputs, when no other is left
+// and the outputs can be sent there.
+func (t *tries) widen(err error) bool {
+	var none *route.NoBuilderError
+	if !errors.As(err, &none) || len(t.lacking) == 0 || !t.order.outputsHere {
+		return false
+	}
+	t.lacking = nil
+	nix.Line(t.log, "no builder that holds the outputs is left; sending them to another one")
+	return true
+}
+
+// eligible are the builders that are up and could run the order, best first.
+func (t *tries) eligible() []string {
+	var names []string
+	for _, c := range t.router.Explain(t.request()).Candidates {
+		if c.State <= route.Busy {
+			names = append(names, c.Name)
+		}
+	}
+	return names
+}
+
+// holders tells of each builder whether it holds all paths.
+func (t *tries) holders(ctx context.Context, builders []string, paths []nix.StorePath) []bool {
+	holds := make([]bool, len(builders))
+	var asking errgroup.Group
+	asking.SetLimit(maxAsked)
+	for i, builder := range builders {
+		asking.Go(func() error {
+			var err error
+			if holds[i], err = t.holds(ctx, builder, paths); err != nil {
+				t.order.log.Warn("builder does not say what it holds", "builder", builder, "error", err)
+			}
+			return nil
+		})
+	}
+	asking.Wait()
+	return holds
+}
+
+func (t *tries) holds(ctx context.Context, builder string, paths []nix.StorePath) (_ bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	sess, err := t.pool.Get(ctx, builder)
+	if err != nil {
+		return false, err
+	}
+	defer func() {
+		if p := recover(); p != nil { // as in attempt
+			sess.Close()
+			err = t.panicked(p)
+		}
+	}()
+	valid, err := sess.QueryValidPaths(ctx, paths, false)
+	if err != nil {
+		sess.Close()
+		return false, fmt.Errorf("ask %s: %w", builder, err)
+	}
+	sess.Release()
+	return len(valid) == len(paths), nil
+}
