@@ -69,7 +69,7 @@ type builds struct {
 
 	inflight *inflight
 	// fetches are the outputs on their way into the cache after their builds
-	// were answered.
+	// were answered, and what else builds leave running.
 	fetches sync.WaitGroup
 	// fetchCtx ends when the proxy stops; a client that leaves does not end it.
 	fetchCtx context.Context
@@ -222,7 +222,7 @@ func (t *tries) noLease(ctx context.Context, err error) (*nix.BuildResult, error
 // the builder has replied, or when its session was seen to end.
 func (t *tries) attempt(ctx context.Context, lease *route.Lease) (_ *nix.BuildResult, err error) {
 	defer lease.Release()
-	sess, err := t.pool.Get(ctx, lease.Builder())
+	sess, err := t.session(ctx, lease.Builder())
 	if err != nil {
 		return nil, err
 	}

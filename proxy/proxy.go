@@ -74,7 +74,7 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 		return err
 	}
 	p.router = route.New(route.Options{})
-	p.pool = upstream.NewPool(upstream.Options{Log: p.log, OnState: p.router.SetUp})
+	p.pool = upstream.NewPool(upstream.Options{Log: p.log, OnState: p.router.SetUp, ConnectTimeout: connectTimeout})
 	p.front, err = NewFront(FrontOptions{
 		HostKeys:  []ssh.Signer{hostKey},
 		Authorize: p.authorize,
