@@ -33,6 +33,7 @@ type builder struct {
 	// dialsFailed counts, so that who waits sees that one failed meanwhile.
 	dialsFailed int
 	dialErr     error
+	sockets     int       // sessions at a socket, which need no connection
 	idle        []*daemon // the latest last
 	warming     bool      // a session for the next user is being opened
 	programs    programs
@@ -124,6 +125,12 @@ func (b *builder) wait(ctx context.Context) error {
 		b.dials++
 		b.pool.running.Go(b.dial)
 	}
+	return b.awaitChange(ctx)
+}
+
+// awaitChange waits for a change. The caller holds mu, which is not held while
+// waiting.
+func (b *builder) awaitChange(ctx context.Context) error {
 	changed := b.changed
 	b.mu.Unlock()
 	defer b.mu.Lock()
@@ -217,8 +224,6 @@ func (b *builder) giveBack(c *conn) {
 		c.abort(errUnused)
 	}
 }
-
-func (b *builder) processGone(p *process) { b.giveBack(p.conn) }
 
 // setUnused closes a connection some time after its last channel. The caller
 // holds mu.

@@ -5,21 +5,21 @@ import (
 	"time"
 
 	"nixbastion/internal/nix"
-	"nixbastion/internal/nix/worker"
 )
 
 // Report is what a check of a builder found.
 type Report struct {
 	Builder, Address, User string
-	// Server is how the ssh server calls itself.
+	// Server is how the ssh server calls itself, or "unix socket".
 	Server string
-	// Nix is the version that the daemon names, "" for one older than 2.7, and
-	// Protocol the version that is spoken with it.
-	Nix      string
-	Protocol worker.Version
+	// Nix is the version that the daemon names, or what follows from the protocol
+	// where it names none: for people.
+	Nix string
+	// Protocol is the version of the protocol that is spoken.
+	Protocol string
 	// Trust is what the daemon thinks of the account; unknown before Nix 2.15.
 	Trust nix.Trust
-	// Command is what was executed.
+	// Command is what was executed, or the socket's address.
 	Command string
 	// Connect is the time of the connection and login, Handshake that of
 	// starting the daemon and greeting it.
@@ -36,22 +36,36 @@ func (p *Pool) Check(ctx context.Context, name string) (Report, error) {
 	}
 	defer p.running.Done()
 	r := Report{Builder: name, Address: b.target.address, User: b.target.user}
-	var connected time.Time
-	d, err := b.openDaemon(ctx, func(ctx context.Context) (*conn, error) {
-		started := time.Now()
-		c, err := b.dialOnce(ctx)
-		connected = time.Now()
-		r.Connect = connected.Sub(started)
-		return c, err
-	})
+	started := time.Now()
+	d, connected, err := b.openAnew(ctx)
 	if err != nil {
 		return r, err
 	}
-	r.Handshake = time.Since(connected)
-	r.Server = clean(string(d.process.conn.link.ServerVersion()))
-	r.Nix, r.Protocol, r.Trust = clean(d.client.DaemonVersion()), d.client.Version(), d.client.Trust()
+	r.Connect, r.Handshake = connected.Sub(started), time.Since(connected)
+	r.Server = d.process.server()
+	r.Nix, r.Protocol, r.Trust = d.nixVersion(), d.client.Version().String(), d.client.Trust()
 	r.Command = d.command
 	return r, (&Session{d: d}).End(ctx)
+}
+
+// openAnew opens a session on a connection of its own and tells when that was
+// there.
+func (b *builder) openAnew(ctx context.Context) (d *daemon, connected time.Time, err error) {
+	if b.target.socket != "" {
+		p, err := b.connectSocket(ctx)
+		if err != nil {
+			return nil, time.Time{}, err
+		}
+		connected = time.Now()
+		d, err = b.greetSocket(ctx, p)
+		return d, connected, err
+	}
+	d, err = b.openDaemon(ctx, func(ctx context.Context) (*conn, error) {
+		c, err := b.dialOnce(ctx)
+		connected = time.Now()
+		return c, err
+	})
+	return d, connected, err
 }
 
 // dialOnce sets up a connection for one channel, which is the caller's. It is

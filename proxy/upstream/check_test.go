@@ -15,7 +15,7 @@ func TestCheckConnectsAnew(t *testing.T) {
 		if err != nil {
 			w.Fatal(err)
 		}
-		if r.Nix != "2.34.8" || r.Trust != nix.Trusted || r.Command != daemonCommand || r.Protocol.String() != "1.38" {
+		if r.Nix != "2.34.8" || r.Trust != nix.Trusted || r.Command != daemonCommand || r.Protocol != "1.38" {
 			w.Errorf("report: %+v", r)
 		}
 		synctest.Wait()

@@ -33,13 +33,13 @@ func newConn(b *builder, l *link) *conn {
 	run(func() { ssh.DiscardRequests(l.requests) })
 	run(func() { rejectChannels(l.channels) })
 	run(c.keepAlive)
-	b.pool.addConn(c)
+	b.pool.add(c)
 	run(func() {
 		err := l.Wait()
 		c.setCause(err)
 		close(c.ended)
 		b.connEnded(c)
-		b.pool.dropConn(c)
+		b.pool.drop(c)
 	})
 	return c
 }
@@ -110,7 +110,7 @@ var errRefused = errors.New("builder opens no further channel")
 // start runs a command in the place that the caller has taken on the connection;
 // it is given back unless the error is errRefused. There is no time limit:
 // whoever has one leaves it to its fate, see [builder.startDaemon].
-func (c *conn) start(command string) (*process, error) {
+func (c *conn) start(command string) (*remoteProcess, error) {
 	ch, requests, err := c.link.OpenChannel("session", nil)
 	var refusal *ssh.OpenChannelError
 	if errors.As(err, &refusal) {
@@ -120,7 +120,7 @@ func (c *conn) start(command string) (*process, error) {
 		c.builder.giveBack(c)
 		return nil, c.fault(err)
 	}
-	p := newProcess(c, ch, requests)
+	p := newRemote(c, ch, requests)
 	ok, err := ch.SendRequest("exec", true, ssh.Marshal(struct{ Command string }{command}))
 	switch {
 	case err != nil:

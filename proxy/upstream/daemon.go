@@ -15,8 +15,8 @@ import (
 type daemon struct {
 	builder *builder
 	client  *worker.Client
-	process *process
-	command string
+	process process
+	command string // what was executed, or the socket's address
 	opened  time.Time
 	// roots is about how many paths the session keeps from garbage collection;
 	// its user counts.
@@ -38,13 +38,21 @@ func (b *builder) get(ctx context.Context) (*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := b.openDaemon(ctx, b.reserve)
+	d, err := b.open(ctx)
 	b.noteOutcome(err)
 	if err != nil {
 		return nil, err
 	}
 	b.warm()
 	return d, nil
+}
+
+// open opens a session in the way that leads to the builder.
+func (b *builder) open(ctx context.Context) (*daemon, error) {
+	if b.target.socket != "" {
+		return b.openSocket(ctx)
+	}
+	return b.openDaemon(ctx, b.reserve)
 }
 
 // errNoProgram says that a command does not exist on the builder.
@@ -149,11 +157,16 @@ func (b *builder) shakeHands(ctx context.Context, c *conn, command string) (*dae
 	if err != nil {
 		return nil, err
 	}
+	return b.greet(ctx, p, command)
+}
+
+// greet makes a session of a process, which it ends otherwise.
+func (b *builder) greet(ctx context.Context, p process, command string) (*daemon, error) {
 	client, err := worker.NewClient(ctx, p, worker.ClientOptions{})
 	if err != nil {
 		return nil, b.explain(p, command, err)
 	}
-	p.greeted.Store(true)
+	p.greeted()
 	if client.Trust() == nix.NotTrusted {
 		p.Close()
 		return nil, b.target.untrusted()
@@ -162,10 +175,10 @@ func (b *builder) shakeHands(ctx context.Context, c *conn, command string) (*dae
 }
 
 // explain tells why there is no daemon at the other end of a process.
-func (b *builder) explain(p *process, command string, err error) error {
+func (b *builder) explain(p process, command string, err error) error {
 	p.Close()
 	said := p.remark()
-	if lost := p.conn.lost(); lost != nil {
+	if lost := p.lost(); lost != nil {
 		return b.target.fault(Lost, lost)
 	}
 	fault := b.target.daemonFault(command, err, said)
@@ -173,6 +186,14 @@ func (b *builder) explain(p *process, command string, err error) error {
 		return errors.Join(errNoProgram, fault)
 	}
 	return fault
+}
+
+// nixVersion is what is known of the daemon's version, for people.
+func (d *daemon) nixVersion() string {
+	if version := clean(d.client.DaemonVersion()); version != "" {
+		return version
+	}
+	return "older than 2.7"
 }
 
 // warm opens a session for the next user, unless one waits already. It is worth
@@ -185,7 +206,7 @@ func (b *builder) warm() {
 	}
 	b.warming = true
 	b.pool.running.Go(func() {
-		d, err := b.openDaemon(b.pool.ctx, b.reserve)
+		d, err := b.open(b.pool.ctx)
 		b.mu.Lock()
 		b.warming = false
 		b.mu.Unlock()
@@ -197,9 +218,10 @@ func (b *builder) warm() {
 	})
 }
 
-// inUse counts the channels on all connections. The caller holds mu.
+// inUse counts the sessions, and what comes and goes in their places. The caller
+// holds mu.
 func (b *builder) inUse() int {
-	n := 0
+	n := b.sockets
 	for _, c := range b.conns {
 		n += c.channels
 	}
@@ -212,10 +234,10 @@ func (b *builder) park(d *daemon) {
 		d.process.Close()
 		return
 	}
-	d.process.parked.watch(d.process.output(), func() { b.spoiled(d) }, b.pool.running.Go)
+	d.process.watch(func() { b.spoiled(d) })
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.retired || len(b.idle) >= max(b.maxJobs, 1) || d.process.parked.spoiled() {
+	if b.retired || len(b.idle) >= max(b.maxJobs, 1) || d.process.spoiled() {
 		d.process.Close()
 		return
 	}
@@ -226,7 +248,7 @@ func (b *builder) park(d *daemon) {
 // reusable reports whether another build may have the session.
 func (d *daemon) reusable() bool {
 	opts := &d.builder.pool.opts
-	return d.client.Reusable() && !isClosed(d.process.closed) && d.roots < opts.TempRoots && time.Since(d.opened) < opts.SessionAge
+	return d.client.Reusable() && !d.process.over() && d.roots < opts.TempRoots && time.Since(d.opened) < opts.SessionAge
 }
 
 // takeIdle returns the session that was used last, whose daemon is warmest.
@@ -236,7 +258,7 @@ func (b *builder) takeIdle() *daemon {
 	for len(b.idle) > 0 {
 		d := b.idle[len(b.idle)-1]
 		b.removeIdle(d)
-		if d.reusable() && !d.process.parked.spoiled() {
+		if d.reusable() && !d.process.spoiled() {
 			return d
 		}
 		d.process.Close()
@@ -259,7 +281,7 @@ func (b *builder) expire(d *daemon) { b.endIdle(d) }
 
 // spoiled ends an idle session on which something arrived.
 func (b *builder) spoiled(d *daemon) {
-	if b.endIdle(d) && !isClosed(d.process.closed) {
+	if b.endIdle(d) && !d.process.over() {
 		b.log.Debug("idle session ended or spoke out of turn")
 	}
 }

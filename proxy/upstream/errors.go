@@ -98,7 +98,7 @@ func (t *target) daemonFault(command string, err error, said remark) error {
 	var version *worker.VersionError
 	var refused *nix.RemoteError
 	switch {
-	case errors.As(err, &mismatch):
+	case errors.As(err, &mismatch) && t.socket == "":
 		return t.faultf(Protocol, "a login message or a shell's start-up file must not print anything",
 			"answers with text instead of Nix's protocol: %q%s", mismatch.Got, said)
 	case errors.As(err, &version):
@@ -108,11 +108,19 @@ func (t *target) daemonFault(command string, err error, said remark) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return t.faultf(Unreachable, "", "no answer from '%s' in time%s", command, said)
 	}
-	return t.faultf(Protocol, "", "no Nix daemon answers to '%s'%s: %w", command, said, err)
+	hint := ""
+	if t.socket != "" {
+		hint = fmt.Sprintf("account '%s', as which the proxy runs, must be in allowed-users of this machine's nix.conf", t.user)
+	}
+	return t.faultf(Protocol, hint, "no Nix daemon answers to '%s'%s: %w", command, said, err)
 }
 
 // untrusted is the refusal of a builder that would not build for us.
 func (t *target) untrusted() error {
+	if t.socket != "" {
+		return t.faultf(Untrusted, "", "account '%s', as which the proxy runs, must be in trusted-users of this machine's nix.conf (its daemon is builder '%s', %s)",
+			t.user, t.name, t.address)
+	}
 	return t.faultf(Untrusted, "", "account '%s' on builder '%s' (%s) must be in trusted-users of its nix.conf",
 		t.user, t.name, t.address)
 }

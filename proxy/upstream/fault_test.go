@@ -263,7 +263,7 @@ func TestReportedErrorIsNotTheBuildersFault(t *testing.T) {
 			w.Errorf("error %v is the builder's: %t", err, Broken(err))
 		}
 		s.Release()
-		if isClosed(d.process.closing) {
+		if isClosed(d.process.(*remoteProcess).closing) {
 			w.Error("session was not kept")
 		}
 	})
@@ -310,7 +310,7 @@ func TestDaemonThatDoesNotEnd(t *testing.T) {
 	}, func(w *world) {
 		defer close(release)
 		hung, other := w.get(), w.get()
-		if hung.d.process.conn != other.d.process.conn {
+		if hung.d.process.(*remoteProcess).conn != other.d.process.(*remoteProcess).conn {
 			w.Fatal("want one connection")
 		}
 		started := time.Now()
@@ -363,7 +363,7 @@ func TestIdleSessionThatSpeaksIsNotUsed(t *testing.T) {
 		synctest.Wait()
 		close(speak)
 		synctest.Wait()
-		if !isClosed(d.process.gone) {
+		if !isClosed(d.process.(*remoteProcess).left) {
 			w.Error("session was kept")
 		}
 		if s := w.get(); s.d == d {
@@ -430,7 +430,7 @@ func TestEndlessStandardError(t *testing.T) {
 		s := w.get()
 		w.works(s)
 		synctest.Wait()
-		if n := cap(s.d.process.stderr.buf); n > 4*keepStderr {
+		if n := cap(s.d.process.(*remoteProcess).stderr.buf); n > 4*keepStderr {
 			w.Errorf("keeps %d bytes", n)
 		}
 	})

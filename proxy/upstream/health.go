@@ -74,7 +74,7 @@ func (b *builder) recover() {
 	if !due {
 		return
 	}
-	d, err := b.openDaemon(b.pool.ctx, b.reserve)
+	d, err := b.open(b.pool.ctx)
 	b.noteOutcome(err)
 	if err == nil {
 		b.park(d)

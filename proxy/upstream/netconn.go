@@ -32,8 +32,8 @@ func (c *netConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// dialTCP is the default of Options.Dial. Go sets TCP_NODELAY by itself.
-func dialTCP(ctx context.Context, network, address string) (net.Conn, error) {
+// dialNet is the default of Options.Dial. Go sets TCP_NODELAY by itself.
+func dialNet(ctx context.Context, network, address string) (net.Conn, error) {
 	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
 		Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 3,
 	}}

@@ -21,7 +21,8 @@ type Options struct {
 	// and when it is up again. A builder counts as up at first. Calls for one
 	// builder come one at a time; they must not call the pool. Nil is allowed.
 	OnState func(builder string, up bool, reason string)
-	// Dial opens network connections. Default TCP with keep-alive.
+	// Dial opens network connections, and those to sockets (network "unix").
+	// Default with keep-alive where there is a network.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	// ConnectTimeout is for a network connection. Default 5 s.
@@ -69,7 +70,7 @@ func (o Options) withDefaults() Options {
 		o.OnState = func(string, bool, string) {}
 	}
 	if o.Dial == nil {
-		o.Dial = dialTCP
+		o.Dial = dialNet
 	}
 	o.ConnectTimeout = cmp.Or(o.ConnectTimeout, 5*time.Second)
 	o.HandshakeTimeout = cmp.Or(o.HandshakeTimeout, 10*time.Second)
@@ -99,13 +100,13 @@ type Pool struct {
 
 	mu       sync.Mutex // guards what follows; comes before a builder's
 	builders map[string]*builder
-	conns    map[*conn]bool // of removed builders, too
+	open     map[aborter]bool // of removed builders, too
 	closed   bool
 }
 
 // NewPool makes a pool without builders. Nothing is dialled before it is needed.
 func NewPool(opts Options) *Pool {
-	p := &Pool{opts: opts.withDefaults(), builders: make(map[string]*builder), conns: make(map[*conn]bool)}
+	p := &Pool{opts: opts.withDefaults(), builders: make(map[string]*builder), open: make(map[aborter]bool)}
 	p.ctx, p.stop = context.WithCancel(context.Background()) // the pool's own life
 	return p
 }
@@ -206,16 +207,20 @@ func (p *Pool) spawn(f func()) {
 	}
 }
 
-func (p *Pool) addConn(c *conn) {
+// aborter is what may have to be ended at once: a connection, or a session that
+// has none.
+type aborter interface{ abort(cause error) }
+
+func (p *Pool) add(a aborter) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.conns[c] = true
+	p.open[a] = true
 }
 
-func (p *Pool) dropConn(c *conn) {
+func (p *Pool) drop(a aborter) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.conns, c)
+	delete(p.open, a)
 }
 
 // Close ends idle sessions, waits for the users of the others, and closes all
@@ -249,8 +254,8 @@ func (p *Pool) Close(ctx context.Context) error {
 func (p *Pool) abortAll() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for c := range p.conns {
-		c.abort(errClosed)
+	for a := range p.open {
+		a.abort(errClosed)
 	}
-	return len(p.conns)
+	return len(p.open)
 }

@@ -101,7 +101,7 @@ func TestFullOrOldSessionIsNotUsedAgain(t *testing.T) {
 		}
 		full.Release()
 		synctest.Wait()
-		if !isClosed(d.process.gone) {
+		if !isClosed(d.process.(*remoteProcess).left) {
 			w.Error("a session with too many roots was kept")
 		}
 		old := w.get()
@@ -109,7 +109,7 @@ func TestFullOrOldSessionIsNotUsedAgain(t *testing.T) {
 		time.Sleep(30 * time.Minute)
 		old.Release()
 		synctest.Wait()
-		if !isClosed(d.process.gone) {
+		if !isClosed(d.process.(*remoteProcess).left) {
 			w.Error("a session of half an hour was kept")
 		}
 	})

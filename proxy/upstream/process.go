@@ -1,226 +1,35 @@
 package upstream
 
-import (
-	"encoding/binary"
-	"errors"
-	"io"
-	"sync"
-	"sync/atomic"
-	"time"
+import "io"
 
-	"golang.org/x/crypto/ssh"
-)
+// process is what answers a session: a program on a builder, seen through the
+// channel on which it runs, or what this machine's daemon forks for a connection.
+// Reading and writing are its standard output and input, one reader and one
+// writer at a time.
+type process interface {
+	// Close asks the process to end and returns at once; gone tells when it has.
+	// Anybody may call it, several times.
+	io.ReadWriteCloser
 
-const (
-	// writeGrace is how long a process that is to end may take to read what is
-	// being written to it. After that its channel is closed in the middle.
-	writeGrace = 2 * time.Second
-	// closeGrace is how long a builder may take to confirm that a channel is
-	// closed. After that the whole connection is closed.
-	closeGrace = time.Second
-)
+	// greeted says that the handshake is done.
+	greeted()
+	// watch calls spoiled once, from another goroutine, when the process says
+	// something or ends before the next read.
+	watch(spoiled func())
+	// spoiled reports whether it did either.
+	spoiled() bool
+	// over reports whether the process has ended.
+	over() bool
 
-var errProcessClosed = errors.New("session is closed")
-
-// process is a program that runs on a builder, seen through its channel. Reading
-// and writing are its standard output and input, one reader and one writer at a
-// time; Close may be called by anybody.
-//
-// A process is asked to end by the end of its input: that is what makes a Nix
-// daemon kill its builds, and only a program that ends by itself has its exit
-// seen. An sshd that is told to close the channel does so at once, whether its
-// program still runs or not.
-type process struct {
-	conn   *conn
-	ch     ssh.Channel
-	stderr tail
-	parked parked
-
-	// writing holds a token while somebody writes: the ssh library wants the end
-	// of input said by nobody else meanwhile. reading holds one while somebody
-	// reads: of two readers the library wakes one.
-	writing, reading chan struct{}
-
-	// greeted says that the daemon's handshake is done. What is written before to
-	// a program that has ended vanishes without an error, so that one gets to read
-	// what it said instead.
-	greeted atomic.Bool
-
-	closeOnce sync.Once
-	closing   chan struct{} // closed by Close
-
-	exited  chan struct{} // closed when the builder reports the exit
-	closed  chan struct{} // closed when the channel is, by either side
-	gone    chan struct{} // closed when nothing is left of the process here
-	status  exitStatus    // valid once exited is closed
-	endSeen bool          // valid once gone is closed: the program has ended
-}
-
-// exitStatus is how a program ended.
-type exitStatus struct {
-	known bool // false after a signal and after a report that makes no sense
-	code  uint32
-}
-
-// newProcess takes over a channel on which a program runs, and starts what must
-// be done for it until it is gone.
-func newProcess(c *conn, ch ssh.Channel, requests <-chan *ssh.Request) *process {
-	p := &process{
-		conn: c, ch: ch,
-		writing: make(chan struct{}, 1), reading: make(chan struct{}, 1), closing: make(chan struct{}),
-		exited: make(chan struct{}), closed: make(chan struct{}), gone: make(chan struct{}),
-	}
-	stderrDone := make(chan struct{})
-	run := c.builder.pool.running.Go
-	run(func() { p.serveRequests(requests) })
-	run(func() {
-		defer close(stderrDone)
-		io.Copy(&p.stderr, ch.Stderr()) // always read: unread bytes would stop standard output, too
-	})
-	run(func() {
-		p.supervise()
-		<-stderrDone
-		c.builder.processGone(p)
-		close(p.gone)
-	})
-	return p
-}
-
-// serveRequests takes the report of the exit and ends with the channel. It must
-// always read on, or the whole connection stands still.
-func (p *process) serveRequests(requests <-chan *ssh.Request) {
-	defer close(p.closed)
-	reported := false
-	for req := range requests {
-		if (req.Type == "exit-status" || req.Type == "exit-signal") && !reported {
-			reported = true
-			if req.Type == "exit-status" && len(req.Payload) == 4 {
-				p.status = exitStatus{known: true, code: binary.BigEndian.Uint32(req.Payload)}
-			}
-			close(p.exited)
-		}
-		req.Reply(false, nil)
-	}
-}
-
-// Read reads standard output. What arrives after Close is lost.
-func (p *process) Read(b []byte) (int, error) {
-	n, err := p.parked.read(p.output(), b)
-	if isClosed(p.closing) {
-		return 0, errProcessClosed // bytes before these may be missing
-	}
-	return n, err
-}
-
-// output is standard output, also after Close.
-func (p *process) output() io.Reader { return output{p} }
-
-type output struct{ p *process }
-
-func (o output) Read(b []byte) (int, error) {
-	o.p.reading <- struct{}{}
-	defer func() { <-o.p.reading }()
-	return o.p.ch.Read(b)
-}
-
-// Write writes to standard input.
-func (p *process) Write(b []byte) (int, error) {
-	select {
-	case p.writing <- struct{}{}:
-	case <-p.closing:
-		return 0, errProcessClosed
-	}
-	defer func() { <-p.writing }()
-	if isClosed(p.closing) {
-		return 0, errProcessClosed
-	}
-	n, err := p.ch.Write(b)
-	if err == io.EOF && !p.greeted.Load() {
-		return len(b), nil
-	}
-	return n, err
-}
-
-// Close asks the program to end and returns at once; gone tells when it has.
-func (p *process) Close() error {
-	p.closeOnce.Do(func() { close(p.closing) })
-	return nil
-}
-
-// supervise returns when the channel is closed.
-func (p *process) supervise() {
-	asked := false
-	select {
-	case <-p.closing:
-		asked = p.hangUp()
-	case <-p.closed: // what it said before may still be read
-	}
-	p.endSeen = isClosed(p.exited) || !asked && p.conn.alive()
-}
-
-// hangUp makes the program end, or gives it up, and returns when the channel is
-// closed. It reports whether it was closed because we asked for it before the
-// program ended.
-func (p *process) hangUp() (asked bool) {
-	limit := p.conn.builder.pool.opts.EndTimeout
-	hard := time.AfterFunc(limit+closeGrace, func() {
-		p.conn.abort(errors.New("a session did not end after its input had ended"))
-	})
-	defer hard.Stop()
-	p.conn.builder.pool.running.Go(func() {
-		io.Copy(io.Discard, p.output()) // or what it still has to say would keep it from ending
-	})
-	if !p.endInput() {
-		p.ch.Close()
-		<-p.closed
-		return true
-	}
-	select {
-	case <-p.exited:
-		p.ch.Close()
-	case <-p.closed:
-	case <-time.After(limit):
-		asked = true
-		p.conn.retire() // its sshd may count the program as one of the connection's sessions for ever
-		p.ch.Close()
-	}
-	<-p.closed
-	return asked
-}
-
-// endInput ends the program's standard input, unless somebody is stuck in
-// writing to it.
-func (p *process) endInput() bool {
-	select {
-	case p.writing <- struct{}{}:
-		p.ch.CloseWrite() // the token stays: nobody writes any more
-		return true
-	case <-p.closed:
-		return true
-	case <-time.After(min(writeGrace, p.conn.builder.pool.opts.EndTimeout)):
-		return false
-	}
-}
-
-// remark is what the process said and how it ended; it waits a moment for both,
-// since they come after the end of standard output.
-func (p *process) remark() remark {
-	select {
-	case <-p.gone:
-	case <-time.After(closeGrace):
-	}
-	r := remark{stderr: p.stderr.String()}
-	if isClosed(p.exited) {
-		r.status = p.status
-	}
-	return r
-}
-
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
+	// server is how what runs it calls itself.
+	server() string
+	// gone is closed when nothing is left of the process here.
+	gone() <-chan struct{}
+	// endSeen reports, once it is gone, whether it was seen to end.
+	endSeen() bool
+	// remark is what it said beside the protocol and how it ended. It waits a
+	// moment for both, and for the end of the connection if that is the cause.
+	remark() remark
+	// lost is why the connection under it ended, nil while it lives.
+	lost() error
 }

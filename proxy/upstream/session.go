@@ -37,13 +37,6 @@ var (
 // Builder returns the name of the builder.
 func (s *Session) Builder() string { return s.d.builder.target.name }
 
-// Version returns the version of the protocol that is spoken.
-func (s *Session) Version() worker.Version { return s.d.client.Version() }
-
-// DaemonVersion returns the version of Nix that the daemon names; see
-// [worker.Client.DaemonVersion].
-func (s *Session) DaemonVersion() string { return s.d.client.DaemonVersion() }
-
 // Release ends the use of the session: it goes to the next user if it is exactly
 // between two operations and neither too old nor too full, and is ended
 // otherwise. Only the first call of Release or End counts.
@@ -65,14 +58,14 @@ func (s *Session) End(ctx context.Context) error {
 	p := s.d.process
 	p.Close()
 	select {
-	case <-p.gone:
+	case <-p.gone():
 	case <-ctx.Done():
 		return fmt.Errorf("builder '%s': %w: %w", s.Builder(), ErrNotSeenToEnd, ctx.Err())
 	}
-	if p.endSeen {
+	if p.endSeen() {
 		return nil
 	}
-	if cause := p.conn.lost(); cause != nil {
+	if cause := p.lost(); cause != nil {
 		return fmt.Errorf("builder '%s': %w: %w", s.Builder(), ErrNotSeenToEnd, cause)
 	}
 	return fmt.Errorf("builder '%s': %w", s.Builder(), ErrNotSeenToEnd)
@@ -94,10 +87,7 @@ func (s *Session) fault(err error) error {
 	}
 	p, t := s.d.process, s.d.builder.target
 	said := p.remark()
-	if !said.status.known {
-		p.conn.awaitEnd() // its streams end a moment before it does
-	}
-	switch cause := p.conn.lost(); {
+	switch cause := p.lost(); {
 	case cause != nil:
 		return t.faultf(Lost, "", "%w (%w)", cause, err)
 	case broken.Corrupt:

@@ -2,7 +2,10 @@ package upstream
 
 import (
 	"bytes"
+	"os"
+	"os/user"
 	"slices"
+	"strconv"
 
 	"golang.org/x/crypto/ssh"
 
@@ -11,7 +14,11 @@ import (
 
 // target is how a builder is reached. It does not change.
 type target struct {
-	name     string
+	name string
+	// socket is that of this machine's daemon, for a builder that is not reached
+	// over ssh; all that follows up to program is about ssh then, and not used,
+	// except address, the socket as a URL, and user, the account we run as.
+	socket   string
 	address  string // with port
 	user     string
 	identity *identity
@@ -23,6 +30,10 @@ type target struct {
 }
 
 func newTarget(b *policy.Builder) *target {
+	if b.Socket != "" {
+		return &target{name: b.Name, socket: b.Socket, address: "unix://" + b.Socket, user: ownAccount(),
+			identity: &identity{}, maxJobs: b.MaxJobs}
+	}
 	return &target{
 		name: b.Name, address: b.Address, user: b.User,
 		identity: &identity{file: b.IdentityFile},
@@ -33,9 +44,18 @@ func newTarget(b *policy.Builder) *target {
 
 // sameAs reports whether connections and sessions of one serve for the other.
 func (t *target) sameAs(o *target) bool {
-	return t.name == o.name && t.address == o.address && t.user == o.user &&
+	return t.name == o.name && t.socket == o.socket && t.address == o.address && t.user == o.user &&
 		t.identity.file == o.identity.file && t.knownHosts == o.knownHosts && t.program == o.program &&
 		slices.EqualFunc(t.hostKeys, o.hostKeys, sameKey)
+}
+
+// ownAccount is the name of the account that the proxy runs as, or its number.
+func ownAccount() string {
+	uid := strconv.Itoa(os.Getuid())
+	if account, err := user.LookupId(uid); err == nil {
+		return account.Username
+	}
+	return uid
 }
 
 func sameKey(a, b ssh.PublicKey) bool { return bytes.Equal(a.Marshal(), b.Marshal()) }
