@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"sync"
@@ -82,9 +83,14 @@ func (b *builder) wake() {
 	b.changed = make(chan struct{})
 }
 
+// errIdle says that a session became idle while a place for another was waited
+// for.
+var errIdle = errors.New("a session waits idle")
+
 // reserve returns a connection with a place for one more channel, which is then
 // the caller's. It dials if there is none, and waits if there may be no more.
-func (b *builder) reserve(ctx context.Context) (*conn, error) {
+// With orIdle the error is errIdle if there is an idle session meanwhile.
+func (b *builder) reserve(ctx context.Context, orIdle bool) (*conn, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	failed := b.dialsFailed
@@ -95,6 +101,8 @@ func (b *builder) reserve(ctx context.Context) (*conn, error) {
 		case c != nil:
 			c.take()
 			return c, nil
+		case orIdle && len(b.idle) > 0:
+			return nil, errIdle
 		case b.dialsFailed != failed:
 			return nil, b.dialErr
 		}

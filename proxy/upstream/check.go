@@ -52,7 +52,7 @@ func (p *Pool) Check(ctx context.Context, name string) (Report, error) {
 // there.
 func (b *builder) openAnew(ctx context.Context) (d *daemon, connected time.Time, err error) {
 	if b.target.socket != "" {
-		p, err := b.connectSocket(ctx)
+		p, err := b.connectSocket(ctx, false)
 		if err != nil {
 			return nil, time.Time{}, err
 		}

@@ -28,31 +28,40 @@ type daemon struct {
 
 // get returns an idle session or a new one.
 func (b *builder) get(ctx context.Context) (*daemon, error) {
-	if d := b.takeIdle(); d != nil {
-		b.warm()
-		return d, nil
+	d, err := b.takeIdle(), error(nil)
+	for d == nil {
+		if d, err = b.getNew(ctx); err == nil {
+			break
+		}
+		if !errors.Is(err, errIdle) {
+			return nil, err
+		}
+		d = b.takeIdle()
 	}
+	b.warm()
+	return d, nil
+}
+
+// getNew returns a new session unless the builder is left alone, or errIdle.
+func (b *builder) getNew(ctx context.Context) (*daemon, error) {
 	b.mu.Lock()
 	err := b.health.refusal(time.Now())
 	b.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
-	d, err := b.open(ctx)
+	d, err := b.open(ctx, true)
 	b.noteOutcome(err)
-	if err != nil {
-		return nil, err
-	}
-	b.warm()
-	return d, nil
+	return d, err
 }
 
-// open opens a session in the way that leads to the builder.
-func (b *builder) open(ctx context.Context) (*daemon, error) {
+// open opens a session in the way that leads to the builder. With orIdle the
+// error is errIdle if it would have to wait and there is an idle session.
+func (b *builder) open(ctx context.Context, orIdle bool) (*daemon, error) {
 	if b.target.socket != "" {
-		return b.openSocket(ctx)
+		return b.openSocket(ctx, orIdle)
 	}
-	return b.openDaemon(ctx, b.reserve)
+	return b.openDaemon(ctx, func(ctx context.Context) (*conn, error) { return b.reserve(ctx, orIdle) })
 }
 
 // errNoProgram says that a command does not exist on the builder.
@@ -206,7 +215,7 @@ func (b *builder) warm() {
 	}
 	b.warming = true
 	b.pool.running.Go(func() {
-		d, err := b.open(b.pool.ctx)
+		d, err := b.open(b.pool.ctx, false)
 		b.mu.Lock()
 		b.warming = false
 		b.mu.Unlock()
@@ -242,6 +251,7 @@ func (b *builder) park(d *daemon) {
 		return
 	}
 	b.idle = append(b.idle, d)
+	b.wake()
 	d.expiry = time.AfterFunc(b.pool.opts.IdleSession, func() { b.expire(d) })
 }
 

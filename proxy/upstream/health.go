@@ -74,7 +74,7 @@ func (b *builder) recover() {
 	if !due {
 		return
 	}
-	d, err := b.open(b.pool.ctx)
+	d, err := b.open(b.pool.ctx, false)
 	b.noteOutcome(err)
 	if err == nil {
 		b.park(d)

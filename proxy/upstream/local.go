@@ -34,8 +34,8 @@ type localProcess struct {
 }
 
 // openSocket opens a session with the daemon of this machine.
-func (b *builder) openSocket(ctx context.Context) (*daemon, error) {
-	p, err := b.connectSocket(ctx)
+func (b *builder) openSocket(ctx context.Context, orIdle bool) (*daemon, error) {
+	p, err := b.connectSocket(ctx, orIdle)
 	if err != nil {
 		return nil, err
 	}
@@ -52,8 +52,8 @@ func (b *builder) greetSocket(ctx context.Context, p *localProcess) (*daemon, er
 	return d, err
 }
 
-func (b *builder) connectSocket(ctx context.Context) (*localProcess, error) {
-	if err := b.takeSocket(ctx); err != nil {
+func (b *builder) connectSocket(ctx context.Context, orIdle bool) (*localProcess, error) {
+	if err := b.takeSocket(ctx, orIdle); err != nil {
 		return nil, err
 	}
 	conn, err := b.dialSocket(ctx)
@@ -64,11 +64,15 @@ func (b *builder) connectSocket(ctx context.Context) (*localProcess, error) {
 	return newLocal(b, conn), nil
 }
 
-// takeSocket waits until there may be one more session.
-func (b *builder) takeSocket(ctx context.Context) error {
+// takeSocket waits until there may be one more session. With orIdle the error is
+// errIdle if there is an idle one meanwhile.
+func (b *builder) takeSocket(ctx context.Context, orIdle bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for b.sockets >= b.maxSessions() && !b.retired {
+		if orIdle && len(b.idle) > 0 {
+			return errIdle
+		}
 		if err := b.awaitChange(ctx); err != nil {
 			return err
 		}

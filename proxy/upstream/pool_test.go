@@ -73,6 +73,22 @@ func TestOneSessionWaitsReady(t *testing.T) {
 	})
 }
 
+// Guards against a build that waits for a place which an idle session holds, up
+// to that one's end.
+func TestWaiterGetsASessionThatBecomesIdle(t *testing.T) {
+	inWorld(t, func(_ *fakeBuilder, tgt *target, opts *Options) {
+		tgt.maxJobs, opts.Channels = 1, 1
+	}, func(w *world) {
+		started := time.Now()
+		for range 6 { // 2*1+4, of which one is opened in advance at the same time
+			w.get()
+		}
+		if d := time.Since(started); d > time.Second {
+			w.Errorf("took %s", d)
+		}
+	})
+}
+
 // Guards against garbage on the builder that cannot be collected because an idle
 // session names it, and against connections that nobody uses for ever.
 func TestIdleThingsAreClosed(t *testing.T) {
