@@ -61,3 +61,26 @@ func TestFullDiskIsSaidInASentence(t *testing.T) {
 		wantFullDisk(t, err)
 	})
 }
+
+// Guards against an output that is promised although nothing of its size can be
+// stored.
+func TestOutputsThatDoNotFitAreRefusedBeforehand(t *testing.T) {
+	c := openCache(t, Options{Dir: newDir(t), Size: 1 << 50, Reserve: 1 << 20})
+	free, err := freeSpace(c.scratch.lock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.RoomFor(1, 2, 1<<20); err != nil {
+		t.Errorf("small ones: %v", err)
+	}
+	for _, sizes := range [][]uint64{{uint64(free) + 1}, {uint64(free), uint64(free)}} {
+		err := c.RoomFor(sizes...)
+		var user *nix.UserError
+		if !errors.As(err, &user) || !strings.Contains(user.Message, "disk is full") {
+			t.Errorf("%v bytes with %d free: %v", sizes, free, err)
+		}
+	}
+	for _, size := range []uint64{1 << 50, 1<<63 + 1, 1<<64 - 1} {
+		refusedWith(t, c.RoomFor(size), "do not fit into the proxy's store")
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"syscall"
 	"time"
 
 	"nixbastion/internal/nix"
@@ -84,7 +85,7 @@ type share struct {
 func (s *share) grow(ctx context.Context, n int64) error {
 	limit := s.r.limit(s.use)
 	if n > limit-s.n {
-		return nix.Refuse("%d bytes do not fit into the proxy's store, which may hold %d", n+s.n, limit)
+		return tooLarge(n+s.n, limit)
 	}
 	if s.take(n, limit) {
 		return nil
@@ -142,6 +143,32 @@ func (r *room) store(n int64) {
 	r.stored += n
 	r.signal()
 	r.mu.Unlock()
+}
+
+// RoomFor tells beforehand of outputs of these sizes, in bytes of their NARs, what
+// will not fit: more than the cache may ever hold, or more than the disk has left,
+// as a UserError. Nothing is reserved: what fits now may find the disk full later.
+func (c *Cache) RoomFor(narSizes ...uint64) error {
+	var total int64
+	limit := c.room.limit(forOutput)
+	for _, size := range narSizes {
+		if size > uint64(limit) || cost(size) > limit {
+			return tooLarge(cost(size), limit)
+		}
+		total += cost(size)
+	}
+	free, err := freeSpace(c.scratch.lock)
+	if err != nil {
+		return err
+	}
+	if total > free {
+		return diskError(fmt.Errorf("%d bytes are needed and %d left: %w", total, free, syscall.ENOSPC))
+	}
+	return nil
+}
+
+func tooLarge(n, limit int64) error {
+	return nix.Refuse("%d bytes do not fit into the proxy's store, which may hold %d", n, limit)
 }
 
 // signal wakes who waits. r.mu is held.

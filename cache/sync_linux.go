@@ -16,3 +16,12 @@ func startWriteback(f *os.File, offset, length int64) {
 func syncFileSystem(f *os.File) error {
 	return os.NewSyscallError("syncfs", unix.Syncfs(int(f.Fd())))
 }
+
+// freeSpace returns how many bytes can still be written to the file system of f.
+func freeSpace(f *os.File) (int64, error) {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
+		return 0, os.NewSyscallError("fstatfs", err)
+	}
+	return int64(fs.Bavail) * int64(fs.Bsize), nil
+}

@@ -114,25 +114,30 @@ func (b *builds) run(ctx context.Context, running *build, o *order) (*nix.BuildR
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if failure := reported(err); failure != nil {
+		if failure := t.answer(err); failure != nil {
 			return failure, nil
 		}
 		t.exclude(lease.Builder(), err)
 	}
 }
 
-// reported makes a failed build of an error that is the answer: one that a
-// builder's daemon reported in good order, or the end by a limit; nil for a
-// builder that broke.
-func reported(err error) *nix.BuildResult {
-	if failure := exceeded(err); failure != nil {
-		return failure
-	}
+// answer makes a failed build of an error that no other builder would mend: one
+// that a builder's daemon reported in good order, the end by a limit, or a store of
+// ours that is full; nil for a builder that broke.
+func (t *tries) answer(err error) *nix.BuildResult {
+	var limit *limitError
+	var store *storeError
 	var remote *nix.RemoteError
-	if upstream.Broken(err) || !errors.As(err, &remote) {
-		return nil
+	switch {
+	case errors.As(err, &limit):
+		return nix.Failure(limit.status, "%s", limit.text)
+	case errors.As(err, &store):
+		t.order.log.Error("outputs cannot be stored", "drv", t.order.drvPath.String(), "error", err)
+		return nix.Failure(nix.StatusTransientFailure, "outputs of '%s' are built and cannot be stored: %s", t.order.drvPath, endText(store.err))
+	case !upstream.Broken(err) && errors.As(err, &remote):
+		return nix.Failure(nix.StatusMiscFailure, "%s", remote.Message)
 	}
-	return nix.Failure(nix.StatusMiscFailure, "%s", remote.Message)
+	return nil
 }
 
 // tries is the way of one order over its builders.

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -22,14 +21,6 @@ type limitError struct {
 }
 
 func (e *limitError) Error() string { return e.text }
-
-// exceeded makes a failed build of the end by a limit; nil for other errors.
-func exceeded(err error) *nix.BuildResult {
-	if limit, ok := errors.AsType[*limitError](err); ok {
-		return nix.Failure(limit.status, "%s", limit.text)
-	}
-	return nil
-}
 
 // watchdog keeps one attempt at a build within the limits of its client, over
 // either protocol: a nix-store --serve that is a client of a daemon forgets those

@@ -16,16 +16,16 @@ func logLine(text string) nix.LogMessage {
 
 // inWatch runs a build under limits and returns the end that they gave it, if
 // they did.
-func inWatch(t *testing.T, limits nix.BuildLimits, build func(nix.Logger)) (result *nix.BuildResult) {
+func inWatch(t *testing.T, limits nix.BuildLimits, build func(nix.Logger)) (end *limitError) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, dog := watch(t.Context(), &order{drvPath: labPath("x.drv"), limits: limits}, nix.Discard)
 		build(dog)
 		synctest.Wait()
-		result = exceeded(context.Cause(ctx))
+		end, _ = context.Cause(ctx).(*limitError)
 		dog.stop()
 	})
-	return result
+	return end
 }
 
 // Guards against limits that are forgotten, or that end what keeps to them.
@@ -58,12 +58,12 @@ func TestBuildsAreEndedByTheLimitsOfTheirClient(t *testing.T) {
 		}, nix.StatusTimedOut, "timed out after 8 seconds of silence"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			result := inWatch(t, tc.limits, tc.build)
+			end := inWatch(t, tc.limits, tc.build)
 			switch {
-			case tc.text == "" && result != nil:
-				t.Errorf("ended: %+v", result)
-			case tc.text != "" && (result == nil || result.Status != tc.status || result.ErrorMsg != prefix+tc.text):
-				t.Errorf("got %+v, want %s: %s", result, tc.status, tc.text)
+			case tc.text == "" && end != nil:
+				t.Errorf("ended: %+v", end)
+			case tc.text != "" && (end == nil || end.status != tc.status || end.text != prefix+tc.text):
+				t.Errorf("got %+v, want %s: %s", end, tc.status, tc.text)
 			}
 		})
 	}

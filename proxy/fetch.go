@@ -54,26 +54,57 @@ func (t *tries) outputs(result *nix.BuildResult) ([]nix.BuiltOutput, error) {
 // announce asks the builder what it knows of the outputs and makes them visible
 // in the cache. Those that the cache holds already need no copy.
 func (t *tries) announce(ctx context.Context, sess *upstream.Session, outputs []nix.BuiltOutput) (_ []*cache.Arrival, err error) {
+	infos, err := t.outputInfos(ctx, sess, outputs)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.haveRoom(infos); err != nil {
+		return nil, &storeError{err}
+	}
 	var arrivals []*cache.Arrival
-	defer func() {
-		if err != nil {
-			abort(arrivals, err)
-		}
-	}()
-	for _, out := range outputs {
-		info, err := sess.QueryPathInfo(ctx, out.Path)
-		if err != nil {
-			return nil, err
-		}
-		t.logStrangeReferences(sess.Builder(), info, outputs)
+	for _, info := range infos {
 		arrival, err := t.cache.Announce(info, t.grant(info))
 		if err != nil {
+			abort(arrivals, err)
 			return nil, err
 		}
 		arrivals = append(arrivals, arrival)
 	}
 	return arrivals, nil
 }
+
+func (t *tries) outputInfos(ctx context.Context, sess *upstream.Session, outputs []nix.BuiltOutput) ([]*nix.PathInfo, error) {
+	infos := make([]*nix.PathInfo, len(outputs))
+	for i, out := range outputs {
+		info, err := sess.QueryPathInfo(ctx, out.Path)
+		if err != nil {
+			return nil, err
+		}
+		t.logStrangeReferences(sess.Builder(), info, outputs)
+		infos[i] = info
+	}
+	return infos, nil
+}
+
+// haveRoom looks for space before the client has its reply: once it follows an
+// output, only the end of the connection tells it that the disk is full.
+func (t *tries) haveRoom(infos []*nix.PathInfo) error {
+	var sizes []uint64
+	for _, info := range infos {
+		if len(t.cache.QueryValidPaths(t.order.principal.Domain, []nix.StorePath{info.Path})) == 0 {
+			sizes = append(sizes, info.NarSize)
+		}
+	}
+	return t.cache.RoomFor(sizes...)
+}
+
+// storeError says that the proxy cannot store what was built. No other builder
+// changes that.
+type storeError struct{ err error }
+
+func (e *storeError) Error() string { return "store outputs: " + e.err.Error() }
+
+func (e *storeError) Unwrap() error { return e.err }
 
 // grant says who vouches for an output: the domain that had it built, unless a
 // trusted key has signed it. Signatures that are not known here pass through all
