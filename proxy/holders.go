@@ -72,22 +72,35 @@ func (s *session) compared(o *order) error {
 // It returns a result if there is nothing to compare with anywhere.
 func (t *tries) narrow(ctx context.Context) *nix.BuildResult {
 	outputs, _ := t.order.drv.OutputPaths()
-	asked := t.eligible()
+	candidates := t.router.Explain(t.request()).Candidates
+	up := 0
+	for up < len(candidates) && candidates[up].State <= route.Busy {
+		up++
+	}
 	var lacking []route.Exclusion
-	for i, holds := range t.holders(ctx, asked, outputs) {
-		if !holds {
-			lacking = append(lacking, route.Exclusion{Builder: asked[i], Reason: "does not hold the outputs"})
+	for i, why := range t.lack(ctx, candidates[:up], outputs) {
+		if why != "" {
+			candidates[i].Reason = why
+			lacking = append(lacking, route.Exclusion{Builder: candidates[i].Name, Reason: why})
 		}
 	}
 	switch {
-	case len(lacking) < len(asked):
+	case len(lacking) < up:
 		t.lacking = lacking
-	case len(asked) > 0 && !t.order.outputsHere && t.order.mode == nix.BuildCheck:
-		return nix.Failure(nix.StatusMiscFailure,
-			"some outputs of '%s' are not valid, so checking is not possible: neither the proxy nor a builder that is up (%s) holds them; build it first",
-			t.order.drvPath, strings.Join(asked, ", "))
+	case up > 0 && !t.order.outputsHere && t.order.mode == nix.BuildCheck:
+		return nothingToCompare(t.order, candidates)
 	}
 	return nil
+}
+
+// nothingToCompare begins in Nix's own words.
+func nothingToCompare(o *order, builders []route.Candidate) *nix.BuildResult {
+	var reasons strings.Builder
+	for _, b := range builders {
+		fmt.Fprintf(&reasons, "\n  %s: %s", b.Name, b.Reason)
+	}
+	return nix.Failure(nix.StatusMiscFailure,
+		"some outputs of '%s' are not valid, so checking is not possible: neither the proxy nor a builder holds them; build it first%s", o.drvPath, &reasons)
 }
 
 // widen lets an order go to builders that lack its outputs, when no other is left
@@ -102,33 +115,26 @@ func (t *tries) widen(err error) bool {
 	return true
 }
 
-// eligible are the builders that are up and could run the order, best first.
-func (t *tries) eligible() []string {
-	var names []string
-	for _, c := range t.router.Explain(t.request()).Candidates {
-		if c.State <= route.Busy {
-			names = append(names, c.Name)
-		}
-	}
-	return names
-}
-
-// holders tells of each builder whether it holds all paths.
-func (t *tries) holders(ctx context.Context, builders []string, paths []nix.StorePath) []bool {
-	holds := make([]bool, len(builders))
+// lack tells of each builder why it cannot compare: that it lacks one of the
+// paths or does not say; "" if it holds them all.
+func (t *tries) lack(ctx context.Context, builders []route.Candidate, paths []nix.StorePath) []string {
+	why := make([]string, len(builders))
 	var asking errgroup.Group
 	asking.SetLimit(maxAsked)
 	for i, builder := range builders {
 		asking.Go(func() error {
-			var err error
-			if holds[i], err = t.holds(ctx, builder, paths); err != nil {
-				t.order.log.Warn("builder does not say what it holds", "builder", builder, "error", err)
+			switch holds, err := t.holds(ctx, builder.Name, paths); {
+			case err != nil:
+				t.order.log.Warn("builder does not say what it holds", "builder", builder.Name, "error", err)
+				why[i] = "does not say what it holds"
+			case !holds:
+				why[i] = "does not hold the outputs"
 			}
 			return nil
 		})
 	}
 	asking.Wait()
-	return holds
+	return why
 }
 
 func (t *tries) holds(ctx context.Context, builder string, paths []nix.StorePath) (_ bool, err error) {
