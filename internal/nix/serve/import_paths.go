@@ -67,15 +67,16 @@ func spoolFile(dir string) (*os.File, error) {
 // spool copies the NAR that comes next. One that is broken or too large fails the
 // reader.
 func (q *request) spool(file io.Writer) (size uint64, hash nix.Hash, err error) {
+	limit := min(q.limits.NarSize, maxImport)
 	hasher := nix.SHA256.New()
 	src := nar.NewReader(q.r)
-	n, err := io.Copy(io.MultiWriter(file, hasher), io.LimitReader(src, int64(q.limits.NarSize)))
+	n, err := io.Copy(io.MultiWriter(file, hasher), io.LimitReader(src, int64(limit)))
 	var syntax *nar.SyntaxError
 	switch {
 	case errors.As(err, &syntax):
 		q.r.Fail(err)
 	case err == nil && !src.Done():
-		q.r.Fail(fmt.Errorf("expected a NAR of at most %d bytes, got a larger one", q.limits.NarSize))
+		q.r.Fail(fmt.Errorf("expected a NAR of at most %d bytes, got a larger one", limit))
 	}
 	return uint64(n), nix.SumHash(nix.SHA256, hasher), errors.Join(err, q.r.Err())
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 
 	"nixbastion/internal/nix"
 	"nixbastion/internal/nix/nar"
@@ -157,7 +158,7 @@ func someDerivation() *nix.BasicDerivation {
 
 // somePaths are uploads with everything that a path info can have: dep, and big
 // that refers to it and to itself.
-func somePaths() []storetest.Object {
+var somePaths = sync.OnceValue(func() []storetest.Object {
 	dep := storetest.NewObject("dep", "dep")
 	dep.Info.RegistrationTime = 1700000000
 	dep.Info.CA = mustCA("fixed:r:" + dep.Info.NarHash.String())
@@ -165,7 +166,7 @@ func somePaths() []storetest.Object {
 	big.Info.Ultimate = true
 	big.Info.Sigs = []nix.Signature{mustSig("a-1:" + strings.Repeat("A", 86) + "=="), mustSig("b-1:" + strings.Repeat("A", 86) + "==")}
 	return []storetest.Object{dep, big}
-}
+})
 
 // asReplied drops what a reply does not tell of a path at a version.
 func asReplied(v Version, info *nix.PathInfo) *nix.PathInfo {

@@ -27,8 +27,8 @@ type ServeOptions struct {
 	// program that the client believes to talk to. A client that does not read
 	// it delays its own commands and nobody else's. Nil drops them.
 	Stderr io.Writer
-	// SpoolDir is the folder in which ImportPaths keeps one NAR at a time until
-	// its name has arrived behind it. Empty refuses ImportPaths.
+	// SpoolDir is the folder in which ImportPaths keeps one NAR at a time, of at
+	// most 4 GiB, until its name has arrived behind it. Empty refuses ImportPaths.
 	SpoolDir string
 	// Limits bound what a client may send.
 	Limits Limits
@@ -183,14 +183,15 @@ func (q *request) answer(reply func() error, err error) error {
 		return q.refuse(err)
 	}
 	q.log.close(q.ctx)
-	if context.Cause(q.ctx) == ErrHangUp {
-		return fmt.Errorf("%s: %w", q.cmd, ErrHangUp)
-	}
+	hungUp := context.Cause(q.ctx) == ErrHangUp // asked before the client has its reply and may leave
 	if err := reply(); err != nil {
 		return q.refuse(err)
 	}
 	if err := q.w.Flush(); err != nil {
 		return fmt.Errorf("answer %s: %w: %w", q.cmd, ErrHangUp, err)
+	}
+	if hungUp {
+		return fmt.Errorf("%s: %w", q.cmd, ErrHangUp)
 	}
 	return nil
 }

@@ -20,6 +20,9 @@ type World struct {
 	// FlatIsNAR says that AddToStore takes flat files as NARs only, as daemons
 	// before 1.25 do.
 	FlatIsNAR bool
+	// NamedOnly says that the store takes and builds nothing but what has a name
+	// already: AddToStore and BuildPathsWithResults are refused.
+	NamedOnly bool
 }
 
 // Run checks that stores of a world keep the promises of [nix.Store].
@@ -140,6 +143,11 @@ func (s *suite) references() {
 }
 
 func (s *suite) addressed() {
+	if s.world.NamedOnly {
+		_, err := s.AddToStore(s.ctx, nix.Discard, nix.AddToStoreRequest{Name: "x", Method: textMethod}, strings.NewReader("content"))
+		s.refused("addition without a path", err)
+		return
+	}
 	dep := NewSource("dep", "dep")
 	s.check("upload", s.upload(dep))
 	const content = "content"
@@ -182,7 +190,23 @@ func (s *suite) first() {
 	s.holds(one)
 }
 
+var textMethod = nix.ContentAddressMethod{Method: nix.Text, Algo: nix.SHA256}
+
+// refused checks that the user is told of what the store cannot do.
+func (s *suite) refused(what string, err error) {
+	s.Helper()
+	var user *nix.UserError
+	if !errors.As(err, &user) {
+		s.Errorf("%s: %v, want a sentence", what, err)
+	}
+}
+
 func (s *suite) targets() {
+	if s.world.NamedOnly {
+		_, err := s.BuildPathsWithResults(s.ctx, nix.Discard, nil, nix.BuildNormal)
+		s.refused("build of targets", err)
+		return
+	}
 	lib := NewObject("lib", "lib")
 	s.check("upload", s.upload(lib))
 	valid := nix.DerivedPath{Path: lib.Info.Path}
@@ -216,7 +240,7 @@ func (s *suite) usable() {
 		s.Error("a path without its references was accepted")
 	}
 	_, err := s.AddToStore(s.ctx, nix.Discard, nix.AddToStoreRequest{
-		Name: "x", Method: nix.ContentAddressMethod{Method: nix.Text, Algo: nix.SHA256}, References: []nix.StorePath{Path("unknown")},
+		Name: "x", Method: textMethod, References: []nix.StorePath{Path("unknown")},
 	}, strings.NewReader("text"))
 	if err == nil {
 		s.Error("a text without its references was accepted")

@@ -73,8 +73,6 @@ func (c *conn) readBasePath() nix.StorePath {
 	return path
 }
 
-func (c *conn) readRealisationSigs() []string { return c.r.StringSet(wire.MaxSigs, wire.MaxString) }
-
 // readFound reads the answer to QueryRealisation; nil if there is none.
 func (c *conn) readFound(id nix.DrvOutput) *nix.Realisation {
 	switch {
