@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"nixbastion/internal/nix"
-	"nixbastion/internal/nix/worker"
 )
 
 // The JSON that Nix's tests have for each noun, made of ours.
@@ -33,7 +32,7 @@ func sameJSON(got any, want []byte) error {
 	return nil
 }
 
-func asIs(_ *worker.Codec, mode nix.BuildMode) any { return mode }
+func asIs(mode nix.BuildMode) any { return mode }
 
 // orNull is null for zero values.
 func orNull[T comparable](v T, text any) any {
@@ -44,7 +43,7 @@ func orNull[T comparable](v T, text any) any {
 	return text
 }
 
-func basePathJSON(_ *worker.Codec, p nix.StorePath) any { return orNull(p, p.Base()) }
+func basePathJSON(p nix.StorePath) any { return orNull(p, p.Base()) }
 
 func bases(paths []nix.StorePath) []string {
 	list := []string{}
@@ -56,14 +55,14 @@ func bases(paths []nix.StorePath) []string {
 
 var methodNames = map[nix.IngestionMethod]string{nix.Text: "text", nix.Flat: "flat", nix.NAR: "nar", nix.Git: "git"}
 
-func contentAddressJSON(_ *worker.Codec, ca nix.ContentAddress) any {
+func contentAddressJSON(ca nix.ContentAddress) any {
 	if ca.IsZero() {
 		return nil
 	}
 	return object{"method": methodNames[ca.Method], "hash": ca.Hash.SRI()}
 }
 
-func targetJSON(_ *worker.Codec, t nix.DerivedPath) any {
+func targetJSON(t nix.DerivedPath) any {
 	switch {
 	case !t.Built:
 		return t.Path.Base()
@@ -73,7 +72,7 @@ func targetJSON(_ *worker.Codec, t nix.DerivedPath) any {
 	return object{"drvPath": t.Path.Base(), "outputs": t.Outputs}
 }
 
-func trustJSON(_ *worker.Codec, trust nix.Trust) any {
+func trustJSON(trust nix.Trust) any {
 	return orNull(trust, trust == nix.Trusted)
 }
 
@@ -95,35 +94,35 @@ func texts(sigs []nix.Signature) []string {
 	return list
 }
 
-func pathInfoJSON(c *worker.Codec, info *nix.PathInfo) any {
+func pathInfoJSON(info *nix.PathInfo) any {
 	return object{
 		"version": 3, "storeDir": nix.StoreDir,
-		"ca": contentAddressJSON(c, info.CA), "deriver": basePathJSON(c, info.Deriver),
+		"ca": contentAddressJSON(info.CA), "deriver": basePathJSON(info.Deriver),
 		"narHash": info.NarHash.SRI(), "narSize": info.NarSize, "references": bases(info.References),
 		"registrationTime": orNull(info.RegistrationTime, info.RegistrationTime),
 		"signatures":       signaturesJSON(texts(info.Sigs)), "ultimate": info.Ultimate,
 	}
 }
 
-func keyedPathInfoJSON(c *worker.Codec, info *nix.PathInfo) any {
-	o := pathInfoJSON(c, info).(object)
+func keyedPathInfoJSON(info *nix.PathInfo) any {
+	o := pathInfoJSON(info).(object)
 	o["path"] = info.Path.Base()
 	return o
 }
 
-func drvOutputJSON(_ *worker.Codec, id nix.DrvOutput) any {
+func drvOutputJSON(id nix.DrvOutput) any {
 	if id.DrvHash != "" {
 		return id.String()
 	}
 	return object{"drvPath": id.DrvPath.Base(), "outputName": id.Output}
 }
 
-func unkeyedRealisationJSON(_ *worker.Codec, r nix.Realisation) any {
+func unkeyedRealisationJSON(r nix.Realisation) any {
 	return object{"outPath": r.OutPath.Base(), "signatures": signaturesJSON(r.Sigs)}
 }
 
 // realisationJSON shows the old form.
-func realisationJSON(_ *worker.Codec, r nix.Realisation) any {
+func realisationJSON(r nix.Realisation) any {
 	dependents := object{}
 	for id, p := range r.Dependents {
 		dependents[id] = p.Base()
@@ -134,7 +133,7 @@ func realisationJSON(_ *worker.Codec, r nix.Realisation) any {
 	}
 }
 
-func buildResultJSON(c *worker.Codec, r *nix.BuildResult) any {
+func buildResultJSON(r *nix.BuildResult) any {
 	o := object{
 		"status": r.Status.String(), "success": r.Status.Success(),
 		"timesBuilt": r.TimesBuilt, "startTime": r.StartTime, "stopTime": r.StopTime,
@@ -152,22 +151,22 @@ func buildResultJSON(c *worker.Codec, r *nix.BuildResult) any {
 	}
 	outputs := object{}
 	for _, out := range r.Outputs {
-		outputs[out.Name] = builtOutputJSON(c, out)
+		outputs[out.Name] = builtOutputJSON(out)
 	}
 	o["builtOutputs"] = outputs
 	return o
 }
 
-func builtOutputJSON(c *worker.Codec, out nix.BuiltOutput) any {
+func builtOutputJSON(out nix.BuiltOutput) any {
 	r := nix.Realisation{OutPath: out.Path, Sigs: out.Sigs, ID: nix.DrvOutput{DrvHash: out.DrvHash, Output: out.Name}}
 	if out.DrvHash == "" {
-		return unkeyedRealisationJSON(c, r)
+		return unkeyedRealisationJSON(r)
 	}
-	return realisationJSON(c, r)
+	return realisationJSON(r)
 }
 
-func keyedResultJSON(c *worker.Codec, r nix.KeyedBuildResult) any {
-	o := buildResultJSON(c, r.Result).(object)
-	o["path"] = targetJSON(c, r.Target)
+func keyedResultJSON(r nix.KeyedBuildResult) any {
+	o := buildResultJSON(r.Result).(object)
+	o["path"] = targetJSON(r.Target)
 	return o
 }

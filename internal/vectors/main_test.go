@@ -83,3 +83,31 @@ func TestEveryDifferenceIsAFailure(t *testing.T) {
 		t.Errorf("JSON without messages: %d\n%s", code, out)
 	}
 }
+
+// Guards against a recording of the serve protocol that is read to any other end
+// than it has.
+func TestServeSessionIsReadToItsLastByte(t *testing.T) {
+	const recording = "../nix/serve/testdata/sessions/nix-2.34.8/build-ssh-2"
+	tree := golden()
+	for _, ext := range []string{".c2s", ".s2c"} {
+		data, err := os.ReadFile(recording + ext)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tree["sessions/nix/build-ssh-2"+ext] = &fstest.MapFile{Data: data}
+	}
+	if code, out, errs := runOn(t, tree); code != 0 || !strings.HasSuffix(out, "\n8 passed, 0 failed\n") {
+		t.Fatalf("%d\n%s%s", code, out, errs)
+	}
+	for _, ext := range []string{".c2s", ".s2c"} {
+		f := tree["sessions/nix/build-ssh-2"+ext]
+		whole := f.Data
+		for what, data := range map[string][]byte{"cut": whole[:len(whole)-1], "longer": append(bytes.Clone(whole), 0)} {
+			f.Data = data
+			if code, out, _ := runOn(t, tree); code != 1 || !strings.Contains(out, "FAILED sessions/nix/build-ssh-2.c2s") {
+				t.Errorf("%s %s: %d\n%s", ext, what, code, out)
+			}
+		}
+		f.Data = whole
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/serve"
 	"nixbastion/internal/nix/wire"
 	"nixbastion/internal/nix/worker"
 )
@@ -16,64 +17,87 @@ import (
 // Each .bin holds several values of one type, one behind the other, and the
 // .json beside it an array of the same values, or the only value.
 
-// messages checks a .bin: what is read must be what the JSON says, nothing may be
-// left over, and what is written again must be the same bytes.
-func messages[T any](read func(*worker.Codec) T, write func(*worker.Codec, T), show func(*worker.Codec, T) any) func(*file) error {
+// messages checks a .bin of the worker protocol: what is read must be what the
+// JSON says, nothing may be left over, and what is written again must be the same
+// bytes.
+func messages[T any](read func(*worker.Codec) T, write func(*worker.Codec, T), show func(T) any) func(*file) error {
+	return checkMessages(codec, read, write, show)
+}
+
+// speaker is a codec of either protocol.
+type speaker interface {
+	*worker.Codec | *serve.Codec
+}
+
+// opener makes a codec that speaks what a file's name says.
+type opener[C speaker] func(f *file, in []byte, out *bytes.Buffer) C
+
+func checkMessages[C speaker, T any](open opener[C], read func(C) T, write func(C, T), show func(T) any) func(*file) error {
 	return func(f *file) error {
-		values, err := decode(f, read)
+		values, err := decode(open, f, read)
 		if err != nil {
 			return fmt.Errorf("decode: %w", err)
 		}
 		if err := compareJSON(f, values, show); err != nil {
 			return err
 		}
-		return sameBytes(encode(f, values, write), f.data)
+		return sameBytes(encode(open, f, values, write), f.data)
 	}
 }
 
-func decode[T any](f *file, read func(*worker.Codec) T) ([]T, error) {
-	c := codec(f, f.data, nil)
+func decode[C speaker, T any](open opener[C], f *file, read func(C) T) ([]T, error) {
+	c := open(f, f.data, nil)
+	r, _ := ends(c)
 	var values []T
-	for c.R.More() {
+	for r.More() {
 		values = append(values, read(c))
-		if c.R.Err() != nil {
+		if r.Err() != nil {
 			break
 		}
 	}
-	return values, c.R.Err()
+	return values, r.Err()
 }
 
-func encode[T any](f *file, values []T, write func(*worker.Codec, T)) []byte {
+func encode[C speaker, T any](open opener[C], f *file, values []T, write func(C, T)) []byte {
 	var b bytes.Buffer
-	c := codec(f, nil, &b)
+	c := open(f, nil, &b)
 	for _, v := range values {
 		write(c, v)
 	}
-	c.W.Flush()
+	_, w := ends(c)
+	w.Flush()
 	return b.Bytes()
+}
+
+// ends returns the two ends of a codec: fields are not what a constraint knows.
+func ends[C speaker](c C) (*wire.Reader, *wire.Writer) {
+	switch c := any(c).(type) {
+	case *worker.Codec:
+		return c.R, c.W
+	case *serve.Codec:
+		return c.R, c.W
+	}
+	panic("no codec")
 }
 
 var workerVersion = regexp.MustCompile(`-1\.(\d+)$`)
 
 // codec speaks what a file's name says: a version, the feature, or the version
-// of the serve protocol with a message of the same form.
+// of the serve protocol with a message that both protocols have in the same form.
 func codec(f *file, in []byte, out *bytes.Buffer) *worker.Codec {
 	version, features := worker.Latest, []string(nil)
-	serve := strings.Contains(f.name, "/serve-protocol/")
+	ofServe := strings.Contains(f.name, "/serve-protocol/")
 	switch minor := workerVersion.FindStringSubmatch(f.stem()); {
 	case minor != nil:
 		n, _ := strconv.Atoi(minor[1]) // of digits
 		version = worker.Version(1<<8 | n)
-	case strings.HasSuffix(f.stem(), "-"+worker.FeatureRealisationPaths), serve && strings.HasSuffix(f.stem(), "-2.8"):
+	case strings.HasSuffix(f.stem(), "-"+worker.FeatureRealisationPaths), ofServe && strings.HasSuffix(f.stem(), "-2.8"):
 		features = []string{worker.FeatureRealisationPaths}
-	}
-	if serve && strings.HasPrefix(f.stem(), "build-result-") {
-		version = 1<<8 | 29 // times, but no CPU times
 	}
 	return worker.NewCodec(bytes.NewReader(in), out, version, features...)
 }
 
-func compareJSON[T any](f *file, values []T, show func(*worker.Codec, T) any) error {
+func compareJSON[T any](f *file, values []T, show func(T) any) error {
 	text, err := f.other(".json")
 	if err != nil {
 		return err
@@ -85,9 +109,8 @@ func compareJSON[T any](f *file, values []T, show func(*worker.Codec, T) any) er
 	if len(want) != len(values) {
 		return fmt.Errorf("%d values, JSON has %d", len(values), len(want))
 	}
-	c := codec(f, nil, nil)
 	for i, v := range values {
-		if err := sameJSON(show(c, v), want[i]); err != nil {
+		if err := sameJSON(show(v), want[i]); err != nil {
 			return fmt.Errorf("value %d: %w", i, err)
 		}
 	}
@@ -151,21 +174,21 @@ var objectSignature = regexp.MustCompile(`\{"keyName":"([^"]*)","sig":"([^"]*)"\
 // the JSON are written as strings, since every version of Nix reads those and
 // only the newest reads objects.
 func checkRealisations(f *file) error {
-	values, err := decode(f, readRealisation)
+	values, err := decode(codec, f, readRealisation)
 	if err != nil {
 		return fmt.Errorf("decode: %w", err)
 	}
 	if err := compareJSON(f, values, realisationJSON); err != nil {
 		return err
 	}
-	texts, err := decode(f, func(c *worker.Codec) string { return c.R.String(1 << 20) })
+	texts, err := decode(codec, f, func(c *worker.Codec) string { return c.R.String(1 << 20) })
 	if err != nil {
 		return err
 	}
-	want := encode(f, texts, func(c *worker.Codec, text string) {
+	want := encode(codec, f, texts, func(c *worker.Codec, text string) {
 		c.W.String(objectSignature.ReplaceAllString(text, `"$1:$2"`))
 	})
-	return sameBytes(encode(f, values, writeRealisation), want)
+	return sameBytes(encode(codec, f, values, writeRealisation), want)
 }
 
 // checkCollections reads what the JSON has: strings, sets of strings, or sets of

@@ -102,7 +102,7 @@ func parseSignature(text json.RawMessage) (nix.Signature, error) {
 
 // show makes the JSON of the layout, with the fields that the golden one has.
 func (j *infoJSON) show(n *nix.NarInfo, golden []byte) (object, error) {
-	o := pathInfoJSON(nil, &n.PathInfo).(object)
+	o := pathInfoJSON(&n.PathInfo).(object)
 	o["version"] = j.Version
 	o["url"], o["compression"] = n.URL, n.Compression
 	o["downloadHash"], o["downloadSize"] = n.FileHash.SRI(), n.FileSize
@@ -233,7 +233,7 @@ func checkBuildResultJSON(f *file) error {
 	if err != nil {
 		return err
 	}
-	return sameJSON(buildResultJSON(nil, again), f.data)
+	return sameJSON(buildResultJSON(again), f.data)
 }
 
 func checkContentAddressJSON(f *file) error {
@@ -245,7 +245,7 @@ func checkContentAddressJSON(f *file) error {
 	if err != nil {
 		return err
 	}
-	return sameJSON(contentAddressJSON(nil, again), f.data)
+	return sameJSON(contentAddressJSON(again), f.data)
 }
 
 func checkStorePathJSON(f *file) error {
@@ -289,7 +289,7 @@ func checkTargetJSON(f *file) error {
 	if err != nil {
 		return err
 	}
-	o := targetJSON(nil, again).(object)
+	o := targetJSON(again).(object)
 	if j.Outputs == nil {
 		o = object{"drvPath": again.Path.Base(), "output": again.Outputs[0]}
 	}
@@ -324,7 +324,7 @@ func checkOutputsSpec(f *file) error {
 	if err != nil {
 		return err
 	}
-	return sameJSON(targetJSON(nil, target).(object)["outputs"], f.data)
+	return sameJSON(targetJSON(target).(object)["outputs"], f.data)
 }
 
 func checkFingerprint(f *file) error {
@@ -371,7 +371,7 @@ func checkUnkeyedRealisation(f *file) error {
 	if err != nil {
 		return err
 	}
-	return sameJSON(unkeyedRealisationJSON(nil, *again), f.data)
+	return sameJSON(unkeyedRealisationJSON(*again), f.data)
 }
 
 func checkHash(f *file) error {

@@ -56,21 +56,24 @@ func ruleFor(name string) *rule {
 
 // Why files are not checked.
 const (
-	serveLater  = "the serve protocol is not spoken by this version"
 	tooOld      = "of a protocol older than 1.16, while the oldest that is spoken is 1.21"
 	clientsOnly = "the proxy reads none: it is a matter of Nix's clients"
 )
 
 const (
 	wireDirs  = `libstore/(?:worker|serve|common)-protocol/`
+	serveDir  = `libstore/serve-protocol/`
 	drvDir    = `libstore/derivation/`
 	anySuffix = `(?:-.*)?\.bin`
 )
 
 var rules = []rule{
 	// What only the serve protocol has.
-	exempt(`libstore/serve-protocol/(?:build-options-.*|handshake-to-client)\.bin`, serveLater),
-	exempt(`libstore/serve-protocol/(?:build-result-2\.[1-5]|unkeyed-valid-path-info-.*|valid-path-info-.*)\.(?:bin|json)`, serveLater),
+	checked(`libstore/serve-protocol/handshake-to-client\.bin`, checkServeGreeting),
+	checked(serveDir+`build-options`+anySuffix, checkBuildOptions),
+	checked(serveDir+`build-result`+anySuffix, serveMessages(readServeResult, writeServeResult, buildResultJSON)),
+	checked(serveDir+`unkeyed-valid-path-info`+anySuffix, serveMessages(readReplied, writeReplied, pathInfoJSON)),
+	checked(serveDir+`valid-path-info`+anySuffix, serveMessages(readKeyed, writeKeyed, keyedPathInfoJSON)),
 	exempt(`libstore/worker-protocol/.*-1\.(?:[0-9]|1[0-5])\.(?:bin|json)`, tooOld),
 
 	// Messages, with their JSON beside them.
@@ -132,7 +135,7 @@ var rules = []rule{
 	checked(`libutil/nars/.*\.nar`, checkRefusedNar),
 
 	// Recorded sessions.
-	exempt(`sessions/[^/]*/build-ssh-\d+\.(?:c2s|s2c)`, serveLater),
+	checked(`sessions/[^/]*/build-ssh-\d+\.c2s`, checkServeSession),
 	exempt(`sessions/[^/]*/INDEX`, "a list of the recordings"),
 	checked(`sessions/[^/]*/.*\.c2s`, checkSession),
 	checked(`sessions/[^/]*/.*\.s2c`, checkHasRequests),

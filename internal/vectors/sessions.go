@@ -135,8 +135,27 @@ func (s *session) operation() error {
 }
 
 func anArchive(c *worker.Codec) error {
-	_, err := io.Copy(io.Discard, nar.NewReader(c.R))
+	_, err := readArchive(c.R)
 	return err
+}
+
+// archive is what follows from the bytes of one.
+type archive struct {
+	hash nix.Hash
+	size uint64
+}
+
+func (a archive) check(info *nix.PathInfo) error {
+	if a.size != info.NarSize || a.hash != info.NarHash {
+		return fmt.Errorf("%s has not the announced size and hash", info.Path)
+	}
+	return nil
+}
+
+func readArchive(r io.Reader) (archive, error) {
+	hash := nix.SHA256.New()
+	n, err := io.Copy(hash, nar.NewReader(r))
+	return archive{hash: nix.SumHash(nix.SHA256, hash), size: uint64(n)}, err
 }
 
 func framed(read ...func(*worker.Codec)) func(*worker.Codec) error {
@@ -161,13 +180,12 @@ func upload(c *worker.Codec) error {
 		if inner.R.Err() != nil {
 			return inner.R.Err()
 		}
-		hash := nix.SHA256.New()
-		n, err := io.Copy(hash, nar.NewReader(inner.R))
+		got, err := readArchive(inner.R)
 		if err != nil {
 			return err
 		}
-		if uint64(n) != info.NarSize || nix.SumHash(nix.SHA256, hash) != info.NarHash {
-			return fmt.Errorf("%s has not the announced size and hash", info.Path)
+		if err := got.check(info); err != nil {
+			return err
 		}
 	}
 	if inner.R.More() {
