@@ -117,10 +117,10 @@ func (t *description) certified(c *HostCertificate) {
 		return
 	}
 	hosts := "any host"
-	if len(c.ValidPrincipals) > 0 {
-		hosts = clip(strings.Join(c.ValidPrincipals, ", "))
+	if len(c.Certificate.ValidPrincipals) > 0 {
+		hosts = clip(strings.Join(c.Certificate.ValidPrincipals, ", "))
 	}
-	t.line(0, "Its host key has a certificate of authority %s for %s, until %s.", ssh.FingerprintSHA256(c.SignatureKey), hosts, timeText(c.Until()))
+	t.line(0, "Its host key has a certificate of authority %s for %s, until %s.", ssh.FingerprintSHA256(c.Certificate.SignatureKey), hosts, timeText(c.Until()))
 }
 
 func (t *description) certificateWarnings(warn func(format string, args ...any)) {
@@ -128,12 +128,12 @@ func (t *description) certificateWarnings(warn func(format string, args ...any))
 	if c == nil {
 		return
 	}
-	if err := c.Fault(c.Key, t.now); err != nil {
+	if err := c.Fault(c.Certificate.Key, t.now); err != nil {
 		warn("%v: the proxy does not start with it, and one that runs does not show it", err)
 	} else if t.now.Add(expirySoon).After(c.Until()) {
 		warn("host certificate %s expires on %s", c.File, timeText(c.Until()))
 	}
-	if len(c.ValidPrincipals) == 0 {
+	if len(c.Certificate.ValidPrincipals) == 0 {
 		warn("host certificate %s has no principals (ssh-keygen -n): clients differ in whether they take it", c.File)
 	}
 }
@@ -146,7 +146,7 @@ func (t *description) hostCertificate(host string) {
 	case c == nil:
 	case c.names(host):
 		t.line(0, "\nor, for clients that trust the authority of its certificate:")
-		t.line(1, "@cert-authority %s %s", host, keyLine(c.SignatureKey))
+		t.line(1, "@cert-authority %s %s", host, keyLine(c.Certificate.SignatureKey))
 	default:
 		t.line(0, "\nThe certificate of the proxy's host key is not for %s.", host)
 	}

@@ -16,7 +16,7 @@ import (
 // HostCertificate is an authority's word that a key is that of some hosts.
 // Clients that trust the authority need no other line about them.
 type HostCertificate struct {
-	*ssh.Certificate
+	Certificate *ssh.Certificate
 	// File is where it was read.
 	File string
 }
@@ -95,8 +95,8 @@ func (d *decoder) signHint() string {
 // Fault says why clients would refuse the certificate for a host key at a time,
 // nil if they would not.
 func (c *HostCertificate) Fault(key ssh.PublicKey, now time.Time) error {
-	if !sameKey(key, c.Key) {
-		return fmt.Errorf("host certificate %s is for the key %s, and the host key is %s", c.File, Fingerprint(c), ssh.FingerprintSHA256(key))
+	if !sameKey(key, c.Certificate.Key) {
+		return fmt.Errorf("host certificate %s is for the key %s, and the host key is %s", c.File, Fingerprint(c.Certificate), ssh.FingerprintSHA256(key))
 	}
 	if err := checkCertificate(c.Certificate, now); err != nil {
 		return fmt.Errorf("host certificate %s: %w", c.File, err)
@@ -106,11 +106,14 @@ func (c *HostCertificate) Fault(key ssh.PublicKey, now time.Time) error {
 
 // Until returns when the certificate ends to count. It may be thousands of years
 // away.
-func (c *HostCertificate) Until() time.Time { return certificateTime(c.ValidBefore) }
+func (c *HostCertificate) Until() time.Time { return certificateTime(c.Certificate.ValidBefore) }
 
-// names reports whether clients take the certificate for a host.
+// names reports whether clients take the certificate for a host. For them its
+// principals are patterns.
 func (c *HostCertificate) names(host string) bool {
-	return len(c.ValidPrincipals) == 0 || slices.Contains(c.ValidPrincipals, host)
+	matches := func(name string) bool { return glob(strings.ToLower(name), strings.ToLower(host)) }
+	hosts := c.Certificate.ValidPrincipals
+	return len(hosts) == 0 || slices.ContainsFunc(hosts, matches)
 }
 
 func sameKey(a, b ssh.PublicKey) bool { return bytes.Equal(a.Marshal(), b.Marshal()) }
