@@ -30,6 +30,7 @@ import (
 //	keepalive.go        peers that are gone
 //	limits.go           every number
 //	hostkey.go          who we are
+//	hostcert.go         and who says so
 //
 // gliderlabs/ssh is a shell around x/crypto/ssh here: it hands over a connection
 // and calls back. None of its own handlers for keys, sessions or forwarding is
@@ -46,6 +47,8 @@ type Grant struct {
 	// MaxConnections of this principal at one time; 0 or less means
 	// [Limits.ConnectionsPerPrincipal].
 	MaxConnections int
+	// Certificate tells in the log which certificate was shown, "" for plain keys.
+	Certificate string
 	// Data is the caller's own; the front hands it through to [Exec].
 	Data any
 }
@@ -86,11 +89,19 @@ type Exec struct {
 type FrontOptions struct {
 	// HostKeys, at least one.
 	HostKeys []ssh.Signer
-	// Authorize says what a key is worth now. It is asked for keys that are
-	// merely offered too, up to 128 times by anybody, and again for each session:
-	// it must be a look-up in memory. Its error is logged and never shown to
-	// the client. Nil lets nobody in.
+	// HostCertificate is asked at each connection for a certificate of one of the
+	// HostKeys, which is offered besides the plain key. Nil is none, as is a nil
+	// certificate.
+	HostCertificate func() *ssh.Certificate
+	// Authorize says what a key or certificate is worth now. It is asked at each
+	// login, once the client has proved that it has the key, and again for each
+	// session. For a certificate it must verify who signed it. Its error is logged
+	// and never shown to the client. Nil lets nobody in.
 	Authorize func(key ssh.PublicKey, remote netip.Addr) (Grant, error)
+	// Offered says why a key or certificate would be worth nothing, nil if the
+	// client may go on and prove that it has it. It is asked up to 128 times by
+	// anybody: it must be a look-up in memory. Nil asks Authorize instead.
+	Offered func(key ssh.PublicKey, remote netip.Addr) error
 	// Exec runs a command and returns its exit status. Its context ends when the
 	// channel or the connection is gone, or when Shutdown runs out of patience.
 	// A panic in it ends that session alone.
@@ -108,7 +119,9 @@ type FrontOptions struct {
 // with Serve, end it with Shutdown.
 type Front struct {
 	hostKeys  []ssh.Signer
+	hostCert  func() *ssh.Certificate
 	authorize func(ssh.PublicKey, netip.Addr) (Grant, error)
+	offered   func(ssh.PublicKey, netip.Addr) error
 	exec      func(context.Context, *Exec) int
 	limits    Limits
 	offers    cipherOffers
@@ -143,9 +156,15 @@ func NewFront(opts FrontOptions) (*Front, error) {
 	if opts.Log == nil {
 		opts.Log = slog.Default()
 	}
+	if opts.Offered == nil {
+		opts.Offered = func(key ssh.PublicKey, remote netip.Addr) error {
+			_, err := opts.Authorize(key, remote)
+			return err
+		}
+	}
 	limits := opts.Limits.withDefaults()
 	return &Front{
-		hostKeys: opts.HostKeys, authorize: opts.Authorize, exec: opts.Exec,
+		hostKeys: opts.HostKeys, hostCert: opts.HostCertificate, offered: opts.Offered, authorize: opts.Authorize, exec: opts.Exec,
 		limits: limits, offers: offers, log: opts.Log,
 		room:       newWaitingRoom(limits),
 		principals: newTally(),
@@ -321,7 +340,7 @@ func (f *Front) untrack(c *frontConn) {
 // handlers may still run.
 func (c *frontConn) runShell() {
 	server := &shell.Server{
-		HostSigners: shellSigners(c.front.hostKeys),
+		HostSigners: shellSigners(c.front.hostSigners()),
 		ConnCallback: func(ctx shell.Context, conn net.Conn) net.Conn {
 			c.peer = func() ssh.Conn { return shellPeer(ctx) }
 			return conn

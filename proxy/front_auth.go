@@ -10,11 +10,12 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"nixbastion/policy"
 )
 
 var (
 	errKeysOnly     = errors.New("only public keys are accepted")
-	errCertificate  = errors.New("certificates are not accepted as user keys")
 	errRSASize      = errors.New("RSA keys must have 2048 to 8192 bits")
 	errUserTooLong  = fmt.Errorf("user name longer than %d bytes", maxUserBytes)
 	errNotAuthentic = errors.New("session without an identity")
@@ -54,8 +55,10 @@ func (c *frontConn) serverConfig() *ssh.ServerConfig {
 // proves nothing and therefore leaves nothing behind.
 func (c *frontConn) keyOffered(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
 	c.auth.offer(meta.User(), key)
-	_, err := c.worth(meta.User(), key)
-	return &ssh.Permissions{}, err
+	if err := checkLogin(meta.User(), key); err != nil {
+		return nil, err
+	}
+	return &ssh.Permissions{}, c.front.offered(key, c.remote.Addr())
 }
 
 // keyVerified makes the identity, from the verified key alone.
@@ -68,30 +71,52 @@ func (c *frontConn) keyVerified(meta ssh.ConnMetadata, key ssh.PublicKey, _ *ssh
 		return nil, err
 	}
 	who := &Identity{
-		Grant: grant, Fingerprint: ssh.FingerprintSHA256(key),
+		Grant: grant, Fingerprint: policy.Fingerprint(key),
 		User: meta.User(), Remote: c.remote, ClientVersion: c.ident,
 	}
-	c.front.log.Info("ssh login", append(c.where(),
-		"principal", grant.Principal, "key", who.Fingerprint, "user", quotePeer(who.User), "client", quotePeer(c.ident))...)
+	c.front.log.Info("ssh login", append(c.where(), append(who.keyText(),
+		"user", quotePeer(who.User), "client", quotePeer(c.ident))...)...)
 	return &ssh.Permissions{ExtraData: map[any]any{identityKey{}: &verified{who, key}}}, nil
 }
 
-func (c *frontConn) worth(user string, key ssh.PublicKey) (Grant, error) {
-	if len(user) > maxUserBytes {
-		return Grant{}, errUserTooLong
+// keyText names the key for a log, and the certificate if there is one.
+func (who *Identity) keyText() []any {
+	text := []any{"principal", who.Principal, "key", who.Fingerprint}
+	if who.Certificate != "" {
+		text = append(text, "certificate", who.Certificate)
 	}
-	if err := checkUserKey(key); err != nil {
+	return text
+}
+
+func (c *frontConn) worth(user string, key ssh.PublicKey) (Grant, error) {
+	if err := checkLogin(user, key); err != nil {
 		return Grant{}, err
 	}
 	return c.front.authorize(key, c.remote.Addr())
 }
 
-// checkUserKey refuses kinds of keys whatever the policy says. Huge RSA keys cost
-// CPU before anybody is known; x/crypto itself goes up to 16384 bits.
-func checkUserKey(key ssh.PublicKey) error {
-	if _, ok := key.(*ssh.Certificate); ok {
-		return errCertificate
+func checkLogin(user string, key ssh.PublicKey) error {
+	if len(user) > maxUserBytes {
+		return errUserTooLong
 	}
+	return checkUserKey(key)
+}
+
+// checkUserKey refuses kinds of keys whatever the policy says: that of the user,
+// and that which signed his certificate.
+func checkUserKey(key ssh.PublicKey) error {
+	if cert, ok := key.(*ssh.Certificate); ok {
+		if err := checkKeySize(cert.SignatureKey); err != nil {
+			return fmt.Errorf("authority of the certificate: %w", err)
+		}
+		key = cert.Key
+	}
+	return checkKeySize(key)
+}
+
+// checkKeySize refuses RSA keys that are weak, and huge ones, which cost CPU
+// before anybody is known; x/crypto itself goes up to 16384 bits.
+func checkKeySize(key ssh.PublicKey) error {
 	crypto, ok := key.(ssh.CryptoPublicKey)
 	if !ok {
 		return nil // security keys of a fixed size
@@ -157,7 +182,7 @@ func (a *authRecord) offer(user string, key ssh.PublicKey) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.tried, a.user = true, user
-	print := ssh.FingerprintSHA256(key)
+	print := policy.Fingerprint(key)
 	if len(a.keys) < maxLoggedKeys && !slices.Contains(a.keys, print) {
 		a.keys = append(a.keys, print)
 	}

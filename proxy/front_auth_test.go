@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"crypto/rand"
 	"crypto/rsa"
 	"fmt"
 	"math/big"
@@ -379,38 +378,42 @@ func TestLongUserNamesAreRefused(t *testing.T) {
 }
 
 // Guards against keys that are weak, or that cost CPU before anybody is known,
-// even if the policy names them.
+// even if the policy names them: as such, in a certificate, or behind one.
 func TestUnfitKeysAreRefusedWhateverThePolicySays(t *testing.T) {
-	small := rsaSigner(t, 1024)
-	good := rsaSigner(t, 2048)
-	ca := testKey("alice")
-	cert := &ssh.Certificate{Key: testKey("certified").PublicKey(), CertType: ssh.UserCert, ValidBefore: ssh.CertTimeInfinity}
-	if err := cert.SignCert(rand.Reader, ca); err != nil {
-		t.Fatal(err)
-	}
-	certified, err := ssh.NewCertSigner(cert, testKey("certified"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	small, good := rsaSigner(t, 1024), rsaSigner(t, 2048)
 	inMemory(t, nil, func(s *site) {
-		for _, key := range []ssh.Signer{small, good, certified} {
-			s.roster.add("alice", key)
+		for what, c := range map[string]struct {
+			key  ssh.Signer
+			good bool
+		}{
+			"RSA key of 1024 bits":                   {small, false},
+			"RSA key of 2048 bits":                   {good, true},
+			"certificate":                            {certified(s, testKey("certified"), testKey("ca"), nil), true},
+			"certificate for an RSA key":             {certified(s, good, good, nil), true},
+			"certificate for a key of 1024 bits":     {certified(s, small, testKey("ca"), nil), false},
+			"certificate by a key of 1024 bits":      {certified(s, testKey("certified"), small, nil), false},
+			"certificate for and by such keys alike": {certified(s, small, small, nil), false},
+		} {
+			s.roster.add("alice", c.key)
+			client, err := s.dial("nix", c.key)
+			if (err == nil) != c.good {
+				s.Errorf("%s: %v", what, err)
+			}
+			if err == nil {
+				s.works(client)
+				client.Close()
+			}
 		}
-		if _, err := s.dial("nix", small); err == nil {
-			s.Error("RSA key of 1024 bits accepted")
-		}
-		if _, err := s.dial("nix", certified); err == nil {
-			s.Error("certificate accepted")
-		}
-		s.works(s.login("nix", good))
 	})
-	huge := &rsa.PublicKey{N: new(big.Int).Lsh(good.key.N, 8192), E: 65537}
-	pub, err := ssh.NewPublicKey(huge)
+	huge, err := ssh.NewPublicKey(&rsa.PublicKey{N: new(big.Int).Lsh(good.key.N, 8192), E: 65537})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := checkUserKey(pub); err == nil {
-		t.Error("RSA key of more than 8192 bits accepted")
+	fine := testKey("alice").PublicKey()
+	for _, key := range []ssh.PublicKey{huge, &ssh.Certificate{Key: huge, SignatureKey: fine}, &ssh.Certificate{Key: fine, SignatureKey: huge}} {
+		if err := checkUserKey(key); err == nil {
+			t.Errorf("%T with an RSA key of more than 8192 bits accepted", key)
+		}
 	}
 }
 

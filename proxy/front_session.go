@@ -63,7 +63,7 @@ func (c *frontConn) serveSession(conn *ssh.ServerConn, channel ssh.NewChannel) {
 func (c *frontConn) logRefusedKey(who *Identity, err error) {
 	line := append(c.where(), "reason", quotePeer(err.Error()))
 	if who != nil {
-		line = append(line, "principal", who.Principal, "key", who.Fingerprint)
+		line = append(line, who.keyText()...)
 	}
 	c.front.log.Warn("ssh session refused", line...)
 }

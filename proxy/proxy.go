@@ -57,6 +57,7 @@ func New(ctx context.Context, opts Options) (*Proxy, error) {
 		return nil, err
 	}
 	p.apply(p.policy.Current())
+	p.warnOfHostCertificate()
 	return p, nil
 }
 
@@ -73,14 +74,19 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := checkHostCertificate(pol.SSH.HostCertificate, hostKey.PublicKey()); err != nil {
+		return err
+	}
 	p.router = route.New(route.Options{})
 	p.pool = upstream.NewPool(upstream.Options{Log: p.log, OnState: p.router.SetUp, ConnectTimeout: connectTimeout})
 	p.front, err = NewFront(FrontOptions{
-		HostKeys:  []ssh.Signer{hostKey},
-		Authorize: p.authorize,
-		Exec:      p.exec,
-		Ciphers:   pol.SSH.Ciphers,
-		Log:       p.log,
+		HostKeys:        []ssh.Signer{hostKey},
+		HostCertificate: p.hostCertificate,
+		Authorize:       p.authorize,
+		Offered:         p.offered,
+		Exec:            p.exec,
+		Ciphers:         pol.SSH.Ciphers,
+		Log:             p.log,
 	})
 	if err != nil {
 		return err
@@ -107,6 +113,7 @@ func (p *Proxy) Reload() error {
 		return err
 	}
 	p.apply(p.policy.Current())
+	p.warnOfHostCertificate()
 	return nil
 }
 
@@ -146,13 +153,21 @@ func (p *Proxy) Shutdown(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// authorize is asked for every key that a client offers.
+// offered is asked for every key that a client offers.
+func (p *Proxy) offered(key ssh.PublicKey, remote netip.Addr) error {
+	return p.policy.Current().Offered(key, remote)
+}
+
+// authorize is asked for keys that a client has proved to own.
 func (p *Proxy) authorize(key ssh.PublicKey, remote netip.Addr) (Grant, error) {
 	access, err := p.policy.Current().Identify(key, remote)
 	if err != nil {
 		return Grant{}, err
 	}
-	return Grant{Principal: access.Principal.Name, MaxConnections: access.Principal.MaxConnections, Data: access}, nil
+	return Grant{
+		Principal: access.Principal.Name, MaxConnections: access.Principal.MaxConnections,
+		Certificate: access.Certificate, Data: access,
+	}, nil
 }
 
 // exec runs what a client asked for and returns its exit status.
