@@ -2,6 +2,7 @@ package policy
 
 import (
 	"encoding/base64"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -44,26 +45,35 @@ func (t *description) paste(host string) {
 // machine returns the line of a machines file: the union of all builders of a
 // domain.
 func (p *Policy) machine(domain, host, hostKey string) string {
-	var systems, features []string
-	slots := 0
+	systems, features, slots := p.offers(domain)
+	return strings.Join([]string{
+		storeURI(host), union(systems), clientKeyFile,
+		strconv.Itoa(max(jobsPerSlot*slots, minClientJobs)), "1", union(features), "-", hostKeyField(hostKey),
+	}, " ")
+}
+
+// offers are the systems, features and slots of all builders of a domain
+// together. No single builder need have them all.
+func (p *Policy) offers(domain string) (systems, features []string, slots int) {
 	for _, b := range p.Builders {
 		if !slices.Contains(b.Domains, domain) {
 			continue
 		}
-		for system := range b.Systems {
-			systems = append(systems, system)
-		}
+		systems = slices.AppendSeq(systems, maps.Keys(b.Systems))
 		features = append(append(features, b.Features...), b.MandatoryFeatures...)
 		slots += b.MaxJobs
 	}
-	encoded := "-"
-	if hostKey != "" {
-		encoded = base64.StdEncoding.EncodeToString([]byte(hostKey))
+	slices.Sort(systems)
+	slices.Sort(features)
+	return slices.Compact(systems), slices.Compact(features), slots
+}
+
+// hostKeyField is the last field of a line of a machines file.
+func hostKeyField(hostKey string) string {
+	if hostKey == "" {
+		return "-"
 	}
-	return strings.Join([]string{
-		"ssh-ng://" + urlHost(host), union(systems), clientKeyFile,
-		strconv.Itoa(max(jobsPerSlot*slots, minClientJobs)), "1", union(features), "-", encoded,
-	}, " ")
+	return base64.StdEncoding.EncodeToString([]byte(hostKey))
 }
 
 // knownHosts prints the line for known_hosts, if the proxy has its key already.
@@ -81,14 +91,23 @@ func (t *description) knownHosts(host, hostKey string) {
 // sshConfig prints how to reach a port that is not ssh's own: most versions of
 // Nix take no port in a URL.
 func (t *description) sshConfig(host string) {
-	port := t.pol.port()
-	if port == defaultSSHPort {
+	lines := t.pol.sshConfig(host)
+	if lines == nil {
 		return
 	}
 	t.line(0, "\nThe proxy does not listen on port %s, so clients need in /root/.ssh/config:", defaultSSHPort)
-	t.line(1, "Host %s", host)
-	t.line(2, "Port %s", port)
-	t.line(2, "HostKeyAlias %s", host)
+	for _, line := range lines {
+		t.line(1, "%s", line)
+	}
+}
+
+// sshConfig returns the lines for ssh_config, nil if none are needed.
+func (p *Policy) sshConfig(host string) []string {
+	port := p.port()
+	if port == defaultSSHPort {
+		return nil
+	}
+	return []string{"Host " + host, "  Port " + port, "  HostKeyAlias " + host}
 }
 
 // port is where clients should knock: ssh's own, or the first of the list.
@@ -119,13 +138,13 @@ func union(all []string) string {
 	if len(all) == 0 {
 		return "-"
 	}
-	slices.Sort(all)
-	return strings.Join(slices.Compact(all), ",")
+	return strings.Join(all, ",")
 }
 
-func urlHost(host string) string {
+// storeURI is what clients write for the proxy.
+func storeURI(host string) string {
 	if strings.Contains(host, ":") {
-		return "[" + host + "]"
+		host = "[" + host + "]"
 	}
-	return host
+	return "ssh-ng://" + host
 }

@@ -1,0 +1,48 @@
+package policy
+
+import (
+	"fmt"
+	"strings"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// ClientLines are what a client of one domain needs to reach the proxy.
+type ClientLines struct {
+	// Systems and Features are those of all builders of the domain together,
+	// sorted. No single builder need have them all.
+	Systems, Features []string
+	// Slots is how many builds the builders of the domain run at once.
+	Slots int
+	// Store is the URI of the proxy's store, without parameters.
+	Store string
+	// Machines is a line of a machines file; empty for a domain without builders.
+	Machines string
+	// HostKeyField is the last field of that line, by which Nix knows the proxy
+	// without a known_hosts file.
+	HostKeyField string
+	// KnownHosts is a line of known_hosts.
+	KnownHosts string
+	// SSHConfig are lines of ssh_config; nil if the proxy is on ssh's own port.
+	SSHConfig []string
+}
+
+// ClientLines returns what a client of a domain needs that reaches the proxy as
+// host, a name or an address. The error says that host is neither.
+func (p *Policy) ClientLines(domain, host string, hostKey ssh.PublicKey) (ClientLines, error) {
+	if !isHost(host) {
+		return ClientLines{}, fmt.Errorf("%s is not the name or address of a host", quote(host))
+	}
+	key := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(hostKey)))
+	lines := ClientLines{
+		Store:        storeURI(host),
+		HostKeyField: hostKeyField(key),
+		KnownHosts:   host + " " + key,
+		SSHConfig:    p.sshConfig(host),
+	}
+	lines.Systems, lines.Features, lines.Slots = p.offers(domain)
+	if len(lines.Systems) > 0 {
+		lines.Machines = p.machine(domain, host, key)
+	}
+	return lines, nil
+}
