@@ -74,6 +74,9 @@ type Exec struct {
 	Command string
 	// Env are the variables the client sent before; names of [A-Za-z0-9_] only.
 	Env map[string]string
+	// Terminal says that the client asked for a terminal. It has none, but its own
+	// is in raw mode: lines for people end with "\r\n" then.
+	Terminal bool
 	// Stdin ends with io.EOF when the client closes its side; that alone does
 	// not end the context of the command.
 	Stdin io.Reader

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -19,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"nixbastion/policy"
 )
 
 // openSSH is the real client of this machine, with a home of its own.
@@ -123,12 +124,13 @@ func TestOpenSSHNegotiatesGCM(t *testing.T) {
 // Guards against a proxy that runs commands, and against users who do not learn
 // what to do instead.
 func TestOpenSSHSeesWhyACommandIsRefused(t *testing.T) {
-	p := &Proxy{log: slog.New(slog.DiscardHandler)}
-	c := withOpenSSH(t, func(o *FrontOptions) { o.Exec = p.exec })
+	l := newLab(t)
+	c := withOpenSSH(t, func(o *FrontOptions) { o.Exec = l.proxy.exec })
+	c.roster.set(Grant{Principal: "alice", Data: &policy.Access{Principal: l.principal("alice")}}, testKey("alice"))
 	for command, want := range map[string]error{
 		"id":                                 errUnknownCommand,
 		"nix-daemon --stdio; id":             errUnknownCommand,
-		"nix-store --serve --write":          errServeProtocol,
+		"nix-store -r /nix/store/x.drv":      errNixosRebuild,
 		"nix-daemon --stdio --store local":   errRemoteStore,
 		"'nix-daemon --stdio' && echo pwned": errUnknownCommand,
 	} {

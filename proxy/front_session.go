@@ -19,7 +19,7 @@ const (
 	statusInternal = 255
 )
 
-const noShell = "no shell here; this host builds for Nix clients, name it in a store URI: ssh-ng://HOST"
+const noShell = "no shell here; this host builds for Nix clients, name it in a store URI: ssh-ng://HOST or ssh://HOST"
 
 // frontSession is one session channel, from open to close.
 type frontSession struct {
@@ -245,7 +245,7 @@ func (s *frontSession) exec(ctx context.Context, command string) (status int) {
 		}
 	}()
 	return s.conn.front.exec(ctx, &Exec{
-		Identity: s.who, Command: command, Env: s.env,
+		Identity: s.who, Command: command, Env: s.env, Terminal: s.terminal,
 		Stdin: s.channel, Stdout: stdout, Stderr: stderr,
 		Stopping: s.conn.front.stopping,
 	})

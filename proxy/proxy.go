@@ -4,18 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sync/errgroup"
 
 	"nixbastion/cache"
 	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/serve"
 	"nixbastion/internal/nix/worker"
 	"nixbastion/policy"
 	"nixbastion/proxy/upstream"
@@ -39,6 +42,7 @@ type Proxy struct {
 	policy  *policy.Live
 	version string
 	log     *slog.Logger
+	tmpDir  string // for what need not outlive a client
 
 	front  *Front
 	cache  *cache.Cache
@@ -66,9 +70,9 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	if err := os.MkdirAll(pol.StateDir, 0o700); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
 	}
-	logDir := filepath.Join(pol.StateDir, "tmp")
-	if err := os.MkdirAll(logDir, 0o700); err != nil {
-		return fmt.Errorf("make directory of build logs: %w", err)
+	p.tmpDir = filepath.Join(pol.StateDir, "tmp")
+	if err := os.MkdirAll(p.tmpDir, 0o700); err != nil {
+		return fmt.Errorf("make directory of temporary files: %w", err)
 	}
 	hostKey, err := LoadOrCreateHostKey(pol.StateDir)
 	if err != nil {
@@ -100,7 +104,7 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	fetchCtx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.stopFetches = stop
 	p.builds = &builds{
-		router: p.router, pool: p.pool, cache: p.cache, policy: p.policy, logDir: logDir,
+		router: p.router, pool: p.pool, cache: p.cache, policy: p.policy, logDir: p.tmpDir,
 		inflight: newInflight(), fetchCtx: fetchCtx,
 	}
 	return nil
@@ -170,44 +174,107 @@ func (p *Proxy) authorize(key ssh.PublicKey, remote netip.Addr) (Grant, error) {
 	}, nil
 }
 
-// exec runs what a client asked for and returns its exit status.
+// exec answers what a client asked for and returns its exit status.
 func (p *Proxy) exec(ctx context.Context, x *Exec) int {
 	log := p.log.With("principal", x.Identity.Principal, "remote", x.Identity.Remote.String())
-	cmd, err := parseCommand(x.Command)
+	cmd, err := p.commandOf(x)
 	if err != nil {
 		log.Warn("command refused", "command", quoted(x.Command), "reason", err.Error())
-		fmt.Fprintf(x.Stderr, "nixbastion: %v\n", err)
-		return 127
+		x.say(endText(err))
+		return statusRefused
 	}
-	switch cmd {
+	switch cmd.kind {
 	case commandDaemon:
 		return p.serveDaemon(ctx, x, log)
+	case commandServe:
+		return p.serveStore(ctx, x, cmd.write, log)
 	default:
-		return 127
+		log.Info("probe answered", "command", quoted(x.Command))
+		return p.answerProbe(x, cmd.words)
 	}
+}
+
+// commandOf recognises what is to be served: what the client asks for, or what
+// the admin has set for its key. As with sshd, the latter leaves no choice.
+func (p *Proxy) commandOf(x *Exec) (command, error) {
+	if forced := accessOf(x).Command; forced != "" {
+		c, err := parseCommand(forced, policy.Commands{})
+		if err != nil {
+			return command{}, &nix.UserError{Message: forcedCommand, Err: fmt.Errorf("the policy sets %s", quoted(forced))}
+		}
+		return c, nil
+	}
+	return parseCommand(x.Command, p.policy.Current().Commands)
+}
+
+// accessOf is what the key of a client opens; authorize put it there.
+func accessOf(x *Exec) *policy.Access { return x.Identity.Data.(*policy.Access) }
+
+// say tells the user one sentence.
+func (x *Exec) say(sentence string) { x.print(x.Stderr, "nixbastion: "+sentence+"\n") }
+
+// print writes lines for people to one of the client's streams. An error means
+// that nobody is there to read them.
+func (x *Exec) print(w io.Writer, text string) {
+	if x.Terminal {
+		text = strings.ReplaceAll(text, "\n", "\r\n")
+	}
+	io.WriteString(w, text)
 }
 
 // nixVersion is the Nix release whose daemon we answer like; clients show it
 // and decide nothing by it.
 const nixVersion = "2.34.8"
 
+func (p *Proxy) daemonVersion() string {
+	return fmt.Sprintf("%s (nixbastion %s)", nixVersion, p.version)
+}
+
+// serveDaemon speaks the worker protocol.
 func (p *Proxy) serveDaemon(ctx context.Context, x *Exec, log *slog.Logger) int {
-	principal := x.Identity.Data.(*policy.Access).Principal
+	principal := accessOf(x).Principal
 	s := p.newSession(principal, log)
 	defer s.close()
 	err := worker.Serve(ctx, stdio{x.Stdin, x.Stdout}, s, worker.ServeOptions{
-		DaemonVersion: fmt.Sprintf("%s (nixbastion %s)", nixVersion, p.version),
+		DaemonVersion: p.daemonVersion(),
 		Trust:         trustOf(principal.Role),
 		Refuse:        p.refusal(principal),
 		Stopping:      x.Stopping,
 		OnError:       func(op string, err error) { log.Error("operation failed", "op", op, "error", err) },
 	})
-	if err != nil {
-		log.Warn("session ended", "error", err)
-		fmt.Fprintf(x.Stderr, "nixbastion: %s\n", endText(err))
-		return 1
+	return ended(x, err, log)
+}
+
+// serveStore speaks the serve protocol. write says that the command had --write,
+// as that of all clients has, also of those that only read: whether this one may
+// write is the session's to say, in the same words as to everybody.
+func (p *Proxy) serveStore(ctx context.Context, x *Exec, write bool, log *slog.Logger) int {
+	principal := accessOf(x).Principal
+	s := p.newSession(principal, log)
+	defer s.close()
+	spoolDir := ""
+	if principal.Role == policy.RoleFull {
+		spoolDir = p.tmpDir // imports are read before the session is asked
 	}
-	return 0
+	err := serve.Serve(ctx, stdio{x.Stdin, x.Stdout}, s, serve.ServeOptions{
+		Write:    write,
+		Refuse:   p.refusal(principal),
+		Stopping: x.Stopping,
+		Stderr:   x.Stderr,
+		SpoolDir: spoolDir,
+		OnError:  func(op string, err error) { log.Error("operation failed", "op", op, "error", err) },
+	})
+	return ended(x, err, log)
+}
+
+// ended tells why a session ended, if not in order, and returns its exit status.
+func ended(x *Exec, err error, log *slog.Logger) int {
+	if err == nil {
+		return 0
+	}
+	log.Warn("session ended", "error", err)
+	x.say(endText(err))
+	return 1
 }
 
 // endText is what a client may read of the error that ended its session. What
