@@ -190,14 +190,19 @@ func (t *tries) acquire(ctx context.Context) (*route.Lease, error) {
 
 // request is what the router is asked for now.
 func (t *tries) request() route.Request {
-	o := t.order
+	req := t.requestOf(t.order)
+	req.Exclude = t.exclusions()
+	return req
+}
+
+// requestOf is what the router needs to know of an order.
+func (b *builds) requestOf(o *order) route.Request {
 	req := route.Request{
 		Principal: o.principal.Name, PrincipalMaxJobs: o.principal.MaxJobs, Domain: o.principal.Domain,
-		Name: o.drvPath.String(), System: o.system, Features: o.features,
-		Exclude: t.exclusions(), Inputs: make([]route.Input, len(o.inputs)),
+		Name: o.drvPath.String(), System: o.system, Features: o.features, Inputs: make([]route.Input, len(o.inputs)),
 	}
 	for i, in := range o.inputs {
-		req.Inputs[i] = route.Input{ID: t.router.Intern(in.Path.String()), Size: int64(in.NarSize)}
+		req.Inputs[i] = route.Input{ID: b.router.Intern(in.Path.String()), Size: int64(in.NarSize)}
 	}
 	return req
 }

@@ -15,6 +15,7 @@ import (
 //	nix-store --serve [--write]   the serve protocol, ssh:// (serveStore)
 //	type, command -v, which       of the programs that clients look for (probe.go)
 //	true, echo, --version
+//	status, why, check, help      how things stand here (talk.go)
 
 // commandKind is what a client's exec request asks for.
 type commandKind uint8
@@ -28,6 +29,8 @@ const (
 	commandServe
 	// commandProbe is one of the small questions of scripts.
 	commandProbe
+	// commandTalk is a question of a person or a program about the proxy itself.
+	commandTalk
 )
 
 // command is an exec request that was recognised.
@@ -36,12 +39,12 @@ type command struct {
 	// write says that nix-store --serve came with --write. All clients say it,
 	// also those that only read.
 	write bool
-	// words are those of a probe.
+	// words are those of a probe or a question.
 	words []string
 }
 
 var (
-	errUnknownCommand = errors.New("this host runs no commands; it serves Nix's stores ssh-ng://HOST and ssh://HOST")
+	errUnknownCommand = errors.New("this host runs no commands; it serves Nix's stores ssh-ng://HOST and ssh://HOST, and `ssh HOST help` says what else it answers")
 	errRemoteStore    = errors.New("the store parameter remote-store (--store) is not allowed here; remove it from the store URI")
 	errRemoteProgram  = errors.New("the store parameter remote-program is not allowed here; remove it from the store URI")
 )
@@ -56,14 +59,25 @@ func parseCommand(text string, allowed policy.Commands) (command, error) {
 	if !plain || len(words) == 0 {
 		return command{}, refusal(words)
 	}
-	if isProbe(words) {
-		return command{kind: commandProbe, words: words}, nil
+	if c, known := questionCommand(words); known {
+		return c, nil
 	}
 	c, err := protocolCommand(words, allowed)
 	if err == nil && c.kind == commandUnknown {
 		err = refusal(words)
 	}
 	return c, err
+}
+
+// questionCommand recognises probes and questions about the proxy.
+func questionCommand(words []string) (c command, known bool) {
+	switch {
+	case slices.Contains(questions, words[0]):
+		return command{kind: commandTalk, words: words}, true
+	case isProbe(words):
+		return command{kind: commandProbe, words: words}, true
+	}
+	return command{}, false
 }
 
 // protocolCommand recognises the programs of Nix that speak a protocol, as users

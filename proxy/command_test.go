@@ -154,7 +154,7 @@ func TestCommandsOfNixosRebuildAreRefusedWithAdvice(t *testing.T) {
 	}
 	for err, advice := range map[error]string{
 		errNixosRebuild: "--builders", errNixCommand: "--store ssh-ng://HOST", errRemoteStore: "remove it", errRemoteProgram: "remove it",
-		errUnknownCommand: "ssh-ng://HOST",
+		errUnknownCommand: "ssh HOST help",
 	} {
 		if !strings.Contains(err.Error(), advice) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("refusal %q is not one line with %q in it", err, advice)
@@ -267,13 +267,14 @@ var exactCommands = map[commandKind]*regexp.Regexp{
 	commandDaemon: regexp.MustCompile(`\A(exec |(sudo|doas) (-\S* )*|(/usr/bin/)?env (-i |\S*=[^\n]* )*)*([A-Za-z0-9/._+@~=,:%-]*/)?(nix-daemon|nix daemon) --stdio( --process-ops| --store[= ]?[^\n]*)*\z`),
 	commandServe:  regexp.MustCompile(`\A(exec |(sudo|doas) (-\S* )*|(/usr/bin/)?env (-i |\S*=[^\n]* )*)*([A-Za-z0-9/._+@~=,:%-]*/)?nix-store --serve( --write| --store[= ]?[^\n]*)*\z`),
 	commandProbe:  regexp.MustCompile(`\A(true|echo( [^\n]*)?|type [^\n]+|which [^\n]+|command -v [^\n]+|(nix|nix-store|nix-daemon) --version)\z`),
+	commandTalk:   regexp.MustCompile(`\A(status|why|check|help)( [^\n]*)?\z`),
 }
 
 // Guards against a form that nobody thought of.
 func FuzzParseCommand(f *testing.F) {
 	for _, seed := range []string{
 		"nix-daemon --stdio", "/a/nix-daemon --stdio --process-ops", "nix-store --serve --write", "nix-daemon --stdio --store 'x'", "nix-daemon --stdio; sh", "\x00",
-		"sudo -n env A=b exec nix-store --serve", "type nix-store", "echo a b", "nix-store -r x",
+		"sudo -n env A=b exec nix-store --serve", "type nix-store", "echo a b", "why x86_64-linux kvm", "nix-store -r x",
 	} {
 		f.Add(seed)
 	}

@@ -141,6 +141,26 @@ func TestOpenSSHSeesWhyACommandIsRefused(t *testing.T) {
 	}
 }
 
+// Guards against answers that only the tests can read.
+func TestOpenSSHReadsAnswers(t *testing.T) {
+	l := newLab(t)
+	c := withOpenSSH(t, func(o *FrontOptions) { o.Exec = l.proxy.exec })
+	c.roster.set(Grant{Principal: "alice", Data: &policy.Access{Principal: l.principal("alice")}}, testKey("alice"))
+	for _, command := range []string{"type nix-store", "status", "why x86_64-linux", "check proxy.example.org", "help"} {
+		stdout, stderr, status := c.ssh(nil, "-i", c.key(), "front", command)
+		if stdout == "" || stderr != "" || status != 0 || !strings.HasSuffix(stdout, "\n") || strings.Contains(stdout, "\r") {
+			t.Errorf("%s: %q, %q, status %d", command, stdout, stderr, status)
+		}
+		raw, _, status := c.ssh(nil, "-i", c.key(), "-tt", "front", command)
+		if raw != strings.ReplaceAll(stdout, "\n", "\r\n") || status != 0 {
+			t.Errorf("%s with a terminal: %q, status %d", command, raw, status)
+		}
+	}
+	if _, stderr, status := c.ssh(nil, "-i", c.key(), "front", "why"); status != statusUsage || stderr != "nixbastion: "+whyUsage+"\n" {
+		t.Errorf("why: %q, status %d", stderr, status)
+	}
+}
+
 // Guards against a shell, and against silence where one was wanted.
 func TestOpenSSHGetsNoShell(t *testing.T) {
 	c := withOpenSSH(t, nil)

@@ -19,7 +19,7 @@ const (
 	statusInternal = 255
 )
 
-const noShell = "no shell here; this host builds for Nix clients, name it in a store URI: ssh-ng://HOST or ssh://HOST"
+const noShell = "no shell here; this host builds for Nix clients, name it in a store URI: ssh-ng://HOST or ssh://HOST (`ssh HOST help` says more)"
 
 // frontSession is one session channel, from open to close.
 type frontSession struct {

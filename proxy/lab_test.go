@@ -70,26 +70,31 @@ func newLab(t *testing.T, builders ...*labBuilder) *lab {
 	}
 	fmt.Fprintf(&text, labPrincipals, authorizedLine(testKey("alice")), authorizedLine(testKey("bob")),
 		authorizedLine(testKey("reader")), authorizedLine(testKey("eve")))
-	file := filepath.Join(dir, "config.yaml")
-	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
-		t.Fatal(err)
+	l.start(filepath.Join(dir, "config.yaml"), text.String())
+	return l
+}
+
+// start runs a proxy with a policy.
+func (l *lab) start(file, text string) {
+	l.Helper()
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		l.Fatal(err)
 	}
 	live, err := policy.NewLive(file)
 	if err != nil {
-		t.Fatalf("policy: %v\n%s", err, text.String())
+		l.Fatalf("policy: %v\n%s", err, text)
 	}
-	l.proxy, err = New(t.Context(), Options{Policy: live, Version: "test", Log: slog.New(slog.NewJSONHandler(l.log, nil))})
+	l.proxy, err = New(l.Context(), Options{Policy: live, Version: "test", Log: slog.New(slog.NewJSONHandler(l.log, nil))})
 	if err != nil {
-		t.Fatal(err)
+		l.Fatal(err)
 	}
-	t.Cleanup(func() {
+	l.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
 		if err := l.proxy.Shutdown(ctx); err != nil {
-			t.Errorf("shutdown: %v", err)
+			l.Errorf("shutdown: %v", err)
 		}
 	})
-	return l
 }
 
 // writeKey writes the private key that testKey makes of a name.

@@ -47,7 +47,7 @@ func TestProbesAreAnsweredFromATable(t *testing.T) {
 func TestLinesEndForATerminal(t *testing.T) {
 	l := newLab(t)
 	raw := func(x *Exec) { x.Terminal = true }
-	for _, command := range []string{"type nix-store", "rm -rf /"} {
+	for _, command := range []string{"type nix-store", "help", "rm -rf /", "status"} {
 		got := l.run("alice", command, raw)
 		for line := range strings.SplitAfterSeq(got.stdout+got.stderr, "\n") {
 			if line != "" && !strings.HasSuffix(line, "\r\n") {

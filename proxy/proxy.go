@@ -42,6 +42,7 @@ type Proxy struct {
 	policy  *policy.Live
 	version string
 	log     *slog.Logger
+	hostKey ssh.PublicKey
 	tmpDir  string // for what need not outlive a client
 
 	front  *Front
@@ -49,6 +50,8 @@ type Proxy struct {
 	router *route.Router
 	pool   *upstream.Pool
 	builds *builds
+
+	glances glances
 
 	stopFetches context.CancelCauseFunc
 }
@@ -81,6 +84,7 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	if err := checkHostCertificate(pol.SSH.HostCertificate, hostKey.PublicKey()); err != nil {
 		return err
 	}
+	p.hostKey = hostKey.PublicKey()
 	p.router = route.New(route.Options{})
 	p.pool = upstream.NewPool(upstream.Options{Log: p.log, OnState: p.router.SetUp, ConnectTimeout: connectTimeout})
 	p.front, err = NewFront(FrontOptions{
@@ -188,9 +192,12 @@ func (p *Proxy) exec(ctx context.Context, x *Exec) int {
 		return p.serveDaemon(ctx, x, log)
 	case commandServe:
 		return p.serveStore(ctx, x, cmd.write, log)
-	default:
+	case commandProbe:
 		log.Info("probe answered", "command", quoted(x.Command))
 		return p.answerProbe(x, cmd.words)
+	default:
+		log.Info("question asked", "command", quoted(x.Command))
+		return p.answerQuestion(ctx, x, cmd.words)
 	}
 }
 

@@ -1,0 +1,200 @@
+package proxy
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"nixbastion/policy"
+	"nixbastion/route"
+)
+
+// maxQueueShown is how many waiting builds an answer lists; the rest is a number.
+const maxQueueShown = 100
+
+// statusAnswer says how builders and queue are.
+type statusAnswer struct {
+	Version string `json:"version"`
+	// Domains are those that the answer is about.
+	Domains  []string        `json:"domains"`
+	Builders []builderStatus `json:"builders"`
+	// QueueLength counts all builds that wait, Queue has the first of them. It is
+	// null for a key that may not build.
+	QueueLength int             `json:"queue_length"`
+	Queue       []waitingStatus `json:"queue"`
+}
+
+// builderStatus is one builder.
+type builderStatus struct {
+	Name string `json:"name"`
+	// State is "up", "down", "suspended", or "removed" for one that is not in the
+	// policy any more and still builds.
+	State string `json:"state"`
+	// Reason is why it is not up, for people. Empty for a key that may not build.
+	Reason string `json:"reason,omitempty"`
+	// Busy of MaxJobs slots are taken, by builds of any domain.
+	Busy              int      `json:"busy"`
+	MaxJobs           int      `json:"max_jobs"`
+	Systems           []string `json:"systems"`
+	Features          []string `json:"features"`
+	MandatoryFeatures []string `json:"mandatory_features"`
+	SpeedFactor       float64  `json:"speed_factor"`
+	// Domains is there for the admin alone.
+	Domains []string `json:"domains,omitempty"`
+}
+
+// waitingStatus is one build that waits for a builder.
+type waitingStatus struct {
+	Derivation string   `json:"derivation"`
+	Principal  string   `json:"principal"`
+	Domain     string   `json:"domain"`
+	System     string   `json:"system"`
+	Features   []string `json:"features"`
+	// Position among those that are in each other's way, 1 being next.
+	Position int `json:"position"`
+	// WaitingSeconds since it came.
+	WaitingSeconds int64 `json:"waiting_seconds"`
+	// Reason is what the client is told, for people.
+	Reason string `json:"reason"`
+}
+
+func (p *Proxy) status(a *asker, args []string) (answer, error) {
+	if len(args) > 0 {
+		return nil, usage("status takes no arguments but --json")
+	}
+	return newStatus(p.glances.take(p.router), p.policy.Current(), p.version, a, time.Now()), nil
+}
+
+// newStatus makes an answer of what the asker may see of a state of the router.
+func newStatus(state *route.Status, pol *policy.Policy, version string, a *asker, now time.Time) *statusAnswer {
+	s := &statusAnswer{Version: version, Builders: []builderStatus{}}
+	for _, d := range pol.Domains {
+		if a.sees(d.Name) {
+			s.Domains = append(s.Domains, d.Name)
+		}
+	}
+	for i := range state.Builders {
+		if b := &state.Builders[i]; slices.ContainsFunc(b.Domains, a.sees) {
+			s.Builders = append(s.Builders, newBuilderStatus(b, pol, a))
+		}
+	}
+	s.addQueue(state.Queue, a, now)
+	return s
+}
+
+func (s *statusAnswer) addQueue(queue []route.Queued, a *asker, now time.Time) {
+	if a.seesReasons() {
+		s.Queue = []waitingStatus{}
+	}
+	for i := range queue {
+		if !a.sees(queue[i].Domain) {
+			continue
+		}
+		s.QueueLength++
+		if s.Queue != nil && len(s.Queue) < maxQueueShown {
+			s.Queue = append(s.Queue, newWaiting(&queue[i], now))
+		}
+	}
+}
+
+func newBuilderStatus(b *route.BuilderStatus, pol *policy.Policy, a *asker) builderStatus {
+	s := builderStatus{
+		Name: b.Name, State: stateOf(b), Busy: b.Busy, MaxJobs: b.MaxJobs,
+		Systems: orNone(nil), Features: orNone(nil), MandatoryFeatures: orNone(nil),
+	}
+	if i := slices.IndexFunc(pol.Builders, func(c policy.Builder) bool { return c.Name == b.Name }); i >= 0 {
+		c := &pol.Builders[i]
+		s.Systems, s.SpeedFactor = slices.Sorted(maps.Keys(c.Systems)), c.SpeedFactor
+		s.Features, s.MandatoryFeatures = orNone(c.Features), orNone(c.MandatoryFeatures)
+	}
+	if a.seesReasons() {
+		s.Reason = b.Trouble
+	}
+	if a.client == nil {
+		s.Domains = b.Domains
+	}
+	return s
+}
+
+func stateOf(b *route.BuilderStatus) string {
+	switch {
+	case b.Removed:
+		return "removed"
+	case b.Trouble == "":
+		return "up"
+	case strings.HasPrefix(b.Trouble, "suspended"):
+		return "suspended"
+	}
+	return "down"
+}
+
+func newWaiting(q *route.Queued, now time.Time) waitingStatus {
+	return waitingStatus{
+		Derivation: q.Name, Principal: q.Principal, Domain: q.Domain, System: q.System, Features: orNone(q.Features),
+		Position: q.Waiting.Position(), WaitingSeconds: int64(now.Sub(q.Since) / time.Second), Reason: q.Waiting.String(),
+	}
+}
+
+func (s *statusAnswer) print(page *page) {
+	page.line("nixbastion %s, %s", s.Version, domainsText(s.Domains))
+	page.line("\nBuilders")
+	if len(s.Builders) == 0 {
+		page.line("  there is none")
+	}
+	rows := make([][]string, len(s.Builders))
+	for i := range s.Builders {
+		rows[i] = s.Builders[i].row()
+	}
+	page.table(rows)
+	for i := range s.Builders {
+		if b := &s.Builders[i]; b.Reason != "" {
+			page.line("  %s is %s", b.Name, b.Reason)
+		}
+	}
+	page.line("\nQueue: %s", queueText(s.QueueLength))
+	for i := range s.Queue {
+		s.Queue[i].print(page)
+	}
+	if more := s.QueueLength - len(s.Queue); more > 0 && s.Queue != nil {
+		page.line("  and %d more", more)
+	}
+}
+
+func (b *builderStatus) row() []string {
+	row := []string{b.Name, b.State, fmt.Sprintf("%d/%d busy", b.Busy, b.MaxJobs), list(b.Systems), b.featuresText()}
+	if len(b.Domains) > 0 {
+		row = append(row, "for "+list(b.Domains))
+	}
+	return row
+}
+
+func (b *builderStatus) featuresText() string {
+	if len(b.MandatoryFeatures) == 0 {
+		return list(b.Features)
+	}
+	return strings.TrimPrefix(list(b.Features)+" mandatory "+list(b.MandatoryFeatures), "- ")
+}
+
+func (w *waitingStatus) print(page *page) {
+	page.line("  %s for %s, %d s", w.Derivation, w.Principal, w.WaitingSeconds)
+	page.line("    a '%s' with features {%s}, %s", w.System, strings.Join(w.Features, ", "), w.Reason)
+}
+
+func domainsText(domains []string) string {
+	if len(domains) == 1 {
+		return "domain " + domains[0]
+	}
+	return "domains " + strings.Join(domains, ", ")
+}
+
+func queueText(n int) string {
+	switch n {
+	case 0:
+		return "no build waits"
+	case 1:
+		return "1 build waits"
+	}
+	return fmt.Sprintf("%d builds wait", n)
+}

@@ -1,0 +1,233 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"regexp"
+	"slices"
+	"strings"
+
+	"nixbastion/internal/nix"
+	"nixbastion/policy"
+	"nixbastion/route"
+)
+
+const whyUsage = "say why DERIVATION, or why SYSTEM [FEATURE ...]"
+
+// maxWhyFeatures is far above what a derivation requires.
+const maxWhyFeatures = 64
+
+// wordGrammar is that of systems and features.
+var wordGrammar = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.+:/-]{0,127}$`)
+
+// whyAnswer says where a build would go now. It takes nothing.
+type whyAnswer struct {
+	// Derivation is what was asked for; empty if a system was.
+	Derivation string `json:"derivation,omitempty"`
+	// Rankings has one entry per domain that was asked for.
+	Rankings []ranking `json:"rankings"`
+}
+
+// ranking is the decision that the router would make for a domain.
+type ranking struct {
+	Domain   string   `json:"domain"`
+	System   string   `json:"system"`
+	Features []string `json:"features"`
+	// Valid says that the outputs are there already: a build would be answered
+	// without a builder.
+	Valid bool `json:"outputs_valid"`
+	// Note says for people what the ranking does not count; else empty.
+	Note string `json:"note,omitempty"`
+	// Summary is the outcome for people.
+	Summary string `json:"summary"`
+	// Builder is where the build would go now; empty if nowhere.
+	Builder string `json:"builder"`
+	// Limit says for people that the principal has as many builds as it may.
+	Limit string `json:"limit,omitempty"`
+	// Builders are all of the domain, in the order of the ranking.
+	Builders []rankedBuilder `json:"builders"`
+
+	text string
+}
+
+// rankedBuilder is one builder in a ranking.
+type rankedBuilder struct {
+	Name string `json:"name"`
+	// State is "free", "busy", "down", "excluded" or "unfit".
+	State string `json:"state"`
+	// Eligible says that it could run the build, now or later.
+	Eligible bool `json:"eligible"`
+	// Reason is what is in the way, for people; empty for free and busy ones.
+	Reason string `json:"reason,omitempty"`
+	// The rest is there where State is "free" or "busy".
+	Load *builderLoad `json:"load,omitempty"`
+}
+
+// builderLoad is what a builder's rank is made of.
+type builderLoad struct {
+	Busy    int     `json:"busy"`
+	MaxJobs int     `json:"max_jobs"`
+	Speed   float64 `json:"speed"`
+	// MissingBytes is what would have to be brought there.
+	MissingBytes int64 `json:"missing_bytes"`
+	// Score is the rule's; less is better.
+	Score float64 `json:"score"`
+}
+
+func (p *Proxy) why(ctx context.Context, a *asker, args []string) (answer, error) {
+	if len(args) == 0 {
+		return nil, usage(whyUsage)
+	}
+	if err := a.mayAsk("where builds go"); err != nil {
+		return nil, err
+	}
+	if strings.HasPrefix(args[0], "/") || strings.HasSuffix(args[0], ".drv") {
+		return p.whyDerivation(ctx, a, args)
+	}
+	return p.whySystem(a, args)
+}
+
+// principals are those in whose name the asker's question is answered: a
+// client's own, or nobody in particular of each domain.
+func (p *Proxy) principals(a *asker) []*policy.Principal {
+	if a.client != nil {
+		return []*policy.Principal{a.access.Principal}
+	}
+	var all []*policy.Principal
+	for _, d := range p.policy.Current().Domains {
+		all = append(all, &policy.Principal{Domain: d.Name})
+	}
+	return all
+}
+
+func (p *Proxy) whySystem(a *asker, args []string) (answer, error) {
+	var features []string
+	for _, arg := range args[1:] {
+		features = append(features, strings.FieldsFunc(arg, func(r rune) bool { return r == ',' })...)
+	}
+	for _, word := range append([]string{args[0]}, features...) {
+		if !wordGrammar.MatchString(word) {
+			return nil, usage("%s is not the name of a system or feature; %s", quoted(word), whyUsage)
+		}
+	}
+	if len(features) > maxWhyFeatures {
+		return nil, usage("more than %d features", maxWhyFeatures)
+	}
+	w := &whyAnswer{}
+	for _, principal := range p.principals(a) {
+		r := newRanking(principal.Domain, p.router.Explain(route.Request{
+			Principal: principal.Name, PrincipalMaxJobs: principal.MaxJobs, Domain: principal.Domain,
+			System: args[0], Features: features,
+		}))
+		r.Note = "what the inputs weigh is not counted, since only a derivation has them"
+		w.Rankings = append(w.Rankings, r)
+	}
+	return w, nil
+}
+
+func (p *Proxy) whyDerivation(ctx context.Context, a *asker, args []string) (answer, error) {
+	if len(args) > 1 {
+		return nil, usage(whyUsage)
+	}
+	path, err := nix.ParseStorePath(args[0])
+	if err != nil {
+		path, err = nix.ParseStorePathBase(args[0])
+	}
+	if err != nil || !path.IsDerivation() {
+		return nil, usage("%s is not the path of a derivation; %s", quoted(args[0]), whyUsage)
+	}
+	w := &whyAnswer{Derivation: path.String()}
+	for _, principal := range p.principals(a) {
+		r, err := p.rankDerivation(ctx, principal, path)
+		switch {
+		case errors.Is(err, nix.ErrNotFound):
+		case err != nil:
+			return nil, err
+		default:
+			w.Rankings = append(w.Rankings, *r)
+		}
+	}
+	if w.Rankings == nil {
+		return nil, nix.Refuse("derivation %s is not in the store here; most clients send what it needs and not the derivation itself, so say why SYSTEM FEATURE ... instead", path)
+	}
+	return w, nil
+}
+
+// rankDerivation ranks the builders of a principal's domain for a derivation in
+// the cache, as a build of it would.
+func (p *Proxy) rankDerivation(ctx context.Context, principal *policy.Principal, path nix.StorePath) (*ranking, error) {
+	s := p.newSession(principal, p.log)
+	defer s.close()
+	drv, err := s.derivation(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	o, note, err := s.orderOf(ctx, path, drv)
+	if err != nil {
+		return nil, err
+	}
+	r := newRanking(principal.Domain, p.router.Explain(p.builds.requestOf(o)))
+	r.Note = note
+	r.Valid = s.knownOutputs(&drv.BasicDerivation, nix.BuildNormal) != nil
+	return &r, nil
+}
+
+// orderOf makes an order of a derivation, without its inputs if some are not
+// there; note says so.
+func (s *session) orderOf(ctx context.Context, path nix.StorePath, drv *nix.Derivation) (o *order, note string, err error) {
+	basic, failure := s.flatten(ctx, path, drv)
+	if failure != nil {
+		uncounted := drv.BasicDerivation
+		uncounted.InputSrcs = nil
+		basic, note = &uncounted, "not all inputs are here, so what they weigh is not counted"
+	}
+	o, err = s.order(path, basic, nix.BuildNormal)
+	return o, note, err
+}
+
+var stateNames = map[route.State]string{
+	route.Free: "free", route.Busy: "busy", route.Down: "down", route.Excluded: "excluded", route.Unfit: "unfit",
+}
+
+func newRanking(domain string, d route.Decision) ranking {
+	text := d.String()
+	summary, _, _ := strings.Cut(text, "\n")
+	r := ranking{
+		Domain: domain, System: d.System, Features: orNone(slices.Clone(d.Features)), Summary: summary, Builder: d.Builder, Limit: d.Limit,
+		Builders: make([]rankedBuilder, len(d.Candidates)), text: text,
+	}
+	for i := range d.Candidates {
+		r.Builders[i] = newRankedBuilder(&d.Candidates[i])
+	}
+	return r
+}
+
+func newRankedBuilder(c *route.Candidate) rankedBuilder {
+	b := rankedBuilder{Name: c.Name, State: stateNames[c.State], Eligible: c.State <= route.Down, Reason: c.Reason}
+	if c.State <= route.Busy {
+		b.Load = &builderLoad{Busy: c.Busy, MaxJobs: c.MaxJobs, Speed: c.Speed, MissingBytes: c.Missing, Score: c.Score}
+	}
+	return b
+}
+
+func (w *whyAnswer) print(page *page) {
+	if w.Derivation != "" {
+		page.line("%s", w.Derivation)
+	}
+	for i := range w.Rankings {
+		r := &w.Rankings[i]
+		if i > 0 {
+			page.line("")
+		}
+		if len(w.Rankings) > 1 {
+			page.line("Domain %s", r.Domain)
+		}
+		if r.Valid {
+			page.line("its outputs are there already: a build is answered without a builder")
+		}
+		page.line("%s", r.text)
+		if r.Note != "" {
+			page.line("%s", r.Note)
+		}
+	}
+}
