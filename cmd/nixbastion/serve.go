@@ -37,16 +37,20 @@ func (c serveCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	listeners, err := listenAll(live.Current().Listen)
+	admin, err := startAdmin(live, p.AskAdmin, log)
 	if err != nil {
 		return errors.Join(err, shutdown(p))
+	}
+	listeners, err := listenAll(live.Current().Listen)
+	if err != nil {
+		return errors.Join(err, stopAdmin(admin), shutdown(p))
 	}
 	stopReloads := reloadOnHangup(p, live, log)
 	defer stopReloads()
 	log.Info("serving", "version", version, "listen", live.Current().Listen, "config", c.Config)
 	err = p.Serve(ctx, listeners)
 	log.Info("shutting down")
-	return errors.Join(err, shutdown(p))
+	return errors.Join(err, stopAdmin(admin), shutdown(p))
 }
 
 func newLogger(l policy.Log) *slog.Logger {
@@ -101,6 +105,15 @@ func reload(p *proxy.Proxy, live *policy.Live, log *slog.Logger) {
 	if keys := before.NeedsRestart(live.Current()); len(keys) > 0 {
 		log.Warn("some changes count after a restart only", "keys", keys)
 	}
+}
+
+// adminPatience is how long questions under way get to be answered.
+const adminPatience = time.Second
+
+func stopAdmin(a *admin) error {
+	ctx, cancel := context.WithTimeout(context.Background(), adminPatience)
+	defer cancel()
+	return a.stop(ctx)
 }
 
 func shutdown(p *proxy.Proxy) error {

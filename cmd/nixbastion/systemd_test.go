@@ -122,7 +122,7 @@ func TestUnitStaysHardened(t *testing.T) {
 		"MemoryDenyWriteExecute":  "yes",
 		"SystemCallArchitectures": "native",
 		"SystemCallFilter":        "@system-service ~@privileged @resources",
-		"RestrictAddressFamilies": "AF_INET AF_INET6",
+		"RestrictAddressFamilies": "AF_INET AF_INET6 AF_UNIX",
 		"ProtectProc":             "invisible",
 		"ProtectKernelTunables":   "yes",
 		"ProtectKernelModules":    "yes",

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"nixbastion/policy"
+)
+
+const (
+	// defaultAdminSocket is that of the state directory which the unit and the
+	// example have.
+	defaultAdminSocket = "/var/lib/nixbastion/admin.sock"
+	askTimeout         = 30 * time.Second
+	// maxRefusal is how much is read of a refusal, in bytes.
+	maxRefusal = 16 << 10
+)
+
+// askFlags say whom a subcommand asks, and how it wants the answer.
+type askFlags struct {
+	Config string `help:"The policy file, which names the socket." type:"path" xor:"where"`
+	Socket string `help:"The socket of the running proxy (default: /var/lib/nixbastion/admin.sock)." type:"path" xor:"where"`
+	JSON   bool   `help:"Answer for programs." name:"json"`
+}
+
+// ask puts a question to the running proxy and prints the answer.
+func (f askFlags) ask(out io.Writer, question string, words ...string) error {
+	socket, err := f.socket()
+	if err != nil {
+		return err
+	}
+	if f.JSON {
+		words = append(words, "--json")
+	}
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}
+	defer transport.CloseIdleConnections()
+	client := http.Client{Transport: transport, Timeout: askTimeout}
+	target := url.URL{Scheme: "http", Host: "admin", Path: "/" + question, RawQuery: url.Values{"word": words}.Encode()}
+	answer, err := client.Get(target.String())
+	if err != nil {
+		return fmt.Errorf("ask the proxy on %s: %w\nhint: it must run; another socket is --socket PATH, or --config FILE", socket, cause(err))
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return refused(answer)
+	}
+	_, err = io.Copy(out, answer.Body)
+	return err
+}
+
+func (f askFlags) socket() (string, error) {
+	if f.Config == "" {
+		if f.Socket == "" {
+			return defaultAdminSocket, nil
+		}
+		return f.Socket, nil
+	}
+	pol, err := policy.Load(f.Config)
+	if err != nil {
+		return "", reportMistakes(err)
+	}
+	return pol.Admin.Socket, nil
+}
+
+// refused is what the proxy said instead of an answer.
+func refused(answer *http.Response) error {
+	text, err := io.ReadAll(io.LimitReader(answer.Body, maxRefusal))
+	if err != nil {
+		return err
+	}
+	sentence := errors.New(strings.TrimSpace(string(text)))
+	if answer.StatusCode == http.StatusBadRequest {
+		fmt.Fprintln(os.Stderr, "nixbastion:", sentence)
+		return errMistakes
+	}
+	return sentence
+}
