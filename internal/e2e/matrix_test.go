@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -15,10 +16,95 @@ var versions = []string{testbed.Nix28, testbed.Nix226, testbed.Nix234}
 // word makes a version fit for host names, attributes and features.
 func word(version string) string { return "v" + strings.ReplaceAll(version, ".", "-") }
 
-// A matrix is a client and a builder of every version around one proxy. Each
-// builder has a feature of its own, by which builds are aimed at it.
+// A combination is one way from a client to a builder: the versions of Nix at
+// both ends, and the protocol before and behind the proxy.
+type combination struct {
+	client, builder string
+	// down is the scheme of the client's store URI, up the proxy's protocol to the
+	// builder.
+	down, up string
+}
+
+var protocols = []string{"ssh-ng", "ssh"}
+
+func allCombinations() []combination {
+	var all []combination
+	for _, client := range versions {
+		for _, builder := range versions {
+			for _, down := range protocols {
+				for _, up := range protocols {
+					all = append(all, combination{client, builder, down, up})
+				}
+			}
+		}
+	}
+	return all
+}
+
+// pairs are the choices that meet in a combination, two by two.
+func (c combination) pairs() []string {
+	choices := []string{"client " + c.client, "builder " + c.builder, "down " + c.down, "up " + c.up}
+	var met []string
+	for i, a := range choices {
+		for _, b := range choices[i+1:] {
+			met = append(met, a+", "+b)
+		}
+	}
+	return met
+}
+
+// covering chooses from all combinations until every two choices met, always the
+// one in which most meet for the first time.
+func covering(all []combination) []combination {
+	met := map[string]bool{}
+	fresh := func(c combination) (n int) {
+		for _, pair := range c.pairs() {
+			if !met[pair] {
+				n++
+			}
+		}
+		return n
+	}
+	var chosen []combination
+	for {
+		best := slices.MaxFunc(all, func(a, b combination) int { return fresh(a) - fresh(b) })
+		if fresh(best) == 0 {
+			return chosen
+		}
+		for _, pair := range best.pairs() {
+			met[pair] = true
+		}
+		chosen = append(chosen, best)
+	}
+}
+
+// Guards against a selection that leaves out what it was made to show.
+func TestSelectionLetsEveryTwoChoicesMeet(t *testing.T) {
+	met := map[string]bool{}
+	for _, c := range covering(allCombinations()) {
+		for _, pair := range c.pairs() {
+			met[pair] = true
+		}
+	}
+	const versions, protocols = 3, 2
+	if want := versions*versions + 4*versions*protocols + protocols*protocols; len(met) != want {
+		t.Errorf("%d of %d pairs are met", len(met), want)
+	}
+}
+
+// feature is what aims a build at the combination: the client's line and the
+// builder that have it are the combination's.
+func (c combination) feature() string { return word(c.builder) + "." + c.down + "." + c.up }
+
+// String is fit for the names of derivations.
+func (c combination) String() string {
+	return "c" + word(c.client) + "-b" + word(c.builder) + "-" + c.down + "-" + c.up
+}
+
+// A matrix is a client and a builder of every version. Two proxies stand between
+// them, which differ in the protocol that they speak to the same builders.
 type matrix struct {
-	proxy   *world.Proxy
+	proxies map[string]*world.Proxy  // by protocol to the builders
 	clients map[string]*testbed.Host // by version, as builders
 	builder map[string]*testbed.Host
 	key     testbed.Key
@@ -27,78 +113,123 @@ type matrix struct {
 func startMatrix(t *testing.T) *matrix {
 	t.Helper()
 	bed := testbed.ForTest(t)
-	m := &matrix{clients: map[string]*testbed.Host{}, builder: map[string]*testbed.Host{}, key: bed.UserKey("alice")}
+	m := &matrix{proxies: map[string]*world.Proxy{}, clients: map[string]*testbed.Host{}, builder: map[string]*testbed.Host{}, key: bed.UserKey("alice")}
 	var specs []testbed.HostSpec
 	for _, v := range versions {
 		specs = append(specs,
-			testbed.HostSpec{Name: "builder-" + word(v), Kind: testbed.Builder, Nix: v, MaxJobs: 4, Features: []string{word(v)}},
+			testbed.HostSpec{Name: "builder-" + word(v), Kind: testbed.Builder, Nix: v, MaxJobs: 4, Features: featuresOf(v, protocols, protocols)},
 			testbed.HostSpec{Name: "client-" + word(v), Kind: testbed.Client, Nix: v, Keys: []testbed.Key{m.key}})
 	}
 	hosts := bed.MustStart(t, specs...)
-	spec := world.ProxySpec{Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{m.key}}}}
 	for i, v := range versions {
 		m.builder[v], m.clients[v] = hosts[2*i], hosts[2*i+1]
-		spec.Builders = append(spec.Builders, world.Builder{Host: m.builder[v], Features: []string{word(v)}, MaxJobs: 4})
 	}
-	m.proxy = startProxy(t, bed, spec)
+	for _, up := range protocols {
+		m.proxies[up] = startProxy(t, bed, m.proxySpec(up))
+	}
 	for _, client := range m.clients {
-		setMachines(t, client, m.proxy.Machine(m.key))
+		setMachines(t, client, m.machines()...)
 		writeQuietSSH(t, client)
 	}
 	return m
 }
 
+// featuresOf are the features of the combinations with a builder of a version and
+// any of the protocols.
+func featuresOf(version string, down, up []string) []string {
+	var all []string
+	for _, d := range down {
+		for _, u := range up {
+			all = append(all, combination{builder: version, down: d, up: u}.feature())
+		}
+	}
+	return all
+}
+
+func (m *matrix) proxySpec(up string) world.ProxySpec {
+	spec := world.ProxySpec{Name: "proxy-" + up, Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{m.key}}}}
+	for _, v := range versions {
+		spec.Builders = append(spec.Builders, world.Builder{Host: m.builder[v], Features: featuresOf(v, protocols, []string{up}), MaxJobs: 4,
+			Extra: []string{"protocol: " + up}})
+	}
+	return spec
+}
+
+// machines are a line for each proxy and each scheme, with the features of those
+// combinations alone.
+func (m *matrix) machines() []testbed.Machine {
+	var lines []testbed.Machine
+	for _, up := range protocols {
+		for _, down := range protocols {
+			line := m.proxies[up].Machine(m.key)
+			line.Store, line.Features = down+"://proxy-"+up, nil
+			for _, v := range versions {
+				line.Features = append(line.Features, featuresOf(v, []string{down}, []string{up})...)
+			}
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
 // A pair is a client and the builder that its builds are aimed at.
 type pair struct {
-	*matrix
+	combination
+	proxy   *world.Proxy
 	client  *testbed.Host
 	builder *testbed.Host
-	feature string
 	// name is different for each pair, and so are all its derivations.
 	name string
 	// logLines is how many lines the noisy build writes.
 	logLines int
 }
 
-// Each version of Nix as client has every kind of build done on each version
-// as builder, through one line in its machines file. Guards against messages
-// that only some versions understand.
-func TestEveryClientBuildsOnEveryBuilder(t *testing.T) { testMatrix(t, fewLogLines) }
+func (m *matrix) pair(c combination) *pair {
+	return &pair{combination: c, proxy: m.proxies[c.up], client: m.clients[c.client], builder: m.builder[c.builder], name: c.String()}
+}
 
-// The same with a long log from every pair.
+// Each version of Nix as client has every kind of build done on each version as
+// builder, through lines in its machines file. Each choice of version and of
+// protocol meets each other one. Guards against messages that only some versions
+// understand, and against what one of the protocols cannot tell.
+func TestS01EveryClientBuildsOnEveryBuilder(t *testing.T) {
+	testMatrix(t, covering(allCombinations()), fewLogLines)
+}
+
+// All combinations, with a long log in each.
 func TestSoakMatrixWithLongLogs(t *testing.T) {
 	onlyInSoak(t)
-	testMatrix(t, func(string, string) int { return 100_000 })
+	testMatrix(t, allCombinations(), func(combination) int { return 100_000 })
 }
 
 // fewLogLines gives each client version one long log: that of a builder of the
 // next version.
-func fewLogLines(client, builder string) int {
-	for i, v := range versions {
-		if v == client && versions[(i+1)%len(versions)] == builder {
-			return 100_000
-		}
+func fewLogLines(c combination) int {
+	if versions[(indexOf(c.client)+1)%len(versions)] == c.builder {
+		return 100_000
 	}
 	return 1000
 }
 
-func testMatrix(t *testing.T, logLines func(client, builder string) int) {
+func testMatrix(t *testing.T, selection []combination, logLines func(combination) int) {
 	m := startMatrix(t)
 	t.Run("pairs", func(t *testing.T) {
-		for _, c := range versions {
-			for _, b := range versions {
-				t.Run(c+" on "+b, func(t *testing.T) {
-					t.Parallel()
-					p := &pair{matrix: m, client: m.clients[c], builder: m.builder[b], feature: word(b),
-						name: "c" + word(c) + "-b" + word(b), logLines: logLines(c, b)}
-					p.run(t)
-				})
-			}
+		for _, c := range selection {
+			t.Run(fmt.Sprintf("%s on %s by %s and %s", c.client, c.builder, c.down, c.up), func(t *testing.T) {
+				t.Parallel()
+				p := m.pair(c)
+				p.logLines = logLines(c)
+				p.run(t)
+			})
 		}
 	})
 	for _, v := range versions {
 		t.Run("store of "+v, func(t *testing.T) { m.testStoreCommands(t, v) })
-		t.Run("second client "+v, func(t *testing.T) { m.testSecondClient(t, v) })
+	}
+	for _, c := range selection {
+		if c.client == c.builder {
+			t.Run("second client "+c.client, func(t *testing.T) { m.testSecondClient(t, c) })
+		}
 	}
 }
 
@@ -111,7 +242,7 @@ func (p *pair) run(t *testing.T) {
 }
 
 func (p *pair) derivation(kind string) testbed.Derivation {
-	return testbed.Derivation{Name: kind + "-" + p.name, RequiredFeatures: []string{p.feature}}
+	return testbed.Derivation{Name: kind + "-" + p.name, RequiredFeatures: []string{p.feature()}}
 }
 
 // chain is a build with a source file and an input that is built too, and two
@@ -203,7 +334,11 @@ func (p *pair) testLongLog(t *testing.T) {
 	noisy := p.derivation("noisy")
 	noisy.LogLines = p.logLines
 	file := writeExpression(t, p.client, noisy)
-	run := startScript(t, p.client, "export PATH="+quietSSH+":$PATH; "+buildScript(file, []string{noisy.Name}))
+	script := buildScript(file, []string{noisy.Name})
+	if p.down == "ssh-ng" { // over ssh:// the log is ssh's standard error
+		script = "export PATH=" + quietSSH + ":$PATH; " + script
+	}
+	run := startScript(t, p.client, script)
 	paths, log := run.mustSucceed(t)
 	t.Logf("%d log lines took %v", p.logLines, run.took)
 	wantLogLines(t, "the client's log", log, p.logLines)
@@ -238,7 +373,7 @@ func wantLogLines(t *testing.T, what, log string, lines int) {
 // testStoreCommands asks the proxy as a store: no build, no builder.
 func (m *matrix) testStoreCommands(t *testing.T, version string) {
 	client := m.clients[version]
-	store := "--store 'ssh-ng://proxy?ssh-key=" + m.key.File() + "'"
+	store := "--store 'ssh-ng://proxy-ssh-ng?ssh-key=" + m.key.File() + "'"
 	// The newer word for the same is checked where there is one.
 	words := []string{"ping"}
 	if version != testbed.Nix28 {
@@ -254,7 +389,8 @@ func (m *matrix) testStoreCommands(t *testing.T, version string) {
 		}
 	}
 
-	paths, _ := build(t, client, testbed.Derivation{Name: "asked-" + word(version), RequiredFeatures: []string{word(version)}, Outputs: []string{"out", "foo"}})
+	paths, _ := build(t, client, testbed.Derivation{Name: "asked-" + word(version),
+		RequiredFeatures: featuresOf(version, []string{"ssh-ng"}, []string{"ssh-ng"}), Outputs: []string{"out", "foo"}})
 	out := paths[0]
 	wantText(t, "nix path-info", client.MustShell(t, "nix path-info --size "+store+" "+out), out)
 	foo := client.MustShell(t, "nix-store --query --references "+out)
@@ -278,23 +414,23 @@ func (m *matrix) testStoreCommands(t *testing.T, version string) {
 	wantText(t, "nix path-info of an unknown path", res.Stderr, "is not valid")
 }
 
-// testSecondClient has a client ask for what the client of another version had
+// testSecondClient has a client of another version ask for what a combination had
 // built: it gets the same outputs and no builder does anything.
-func (m *matrix) testSecondClient(t *testing.T, version string) {
-	first := versions[(len(versions)-1+indexOf(version))%len(versions)]
-	p := &pair{matrix: m, client: m.clients[version], builder: m.builder[version], feature: word(version),
-		name: "c" + word(first) + "-b" + word(version)}
-	p.writeSource(t, p.client)
-	mark := m.proxy.Mark()
-	file := writeExpression(t, p.client, p.chain()...)
-	paths, _ := startBuild(t, p.client, file, []string{"top-" + p.name + ".all"}).mustSucceed(t)
-	for _, l := range m.proxy.LinesSince(mark) {
+func (m *matrix) testSecondClient(t *testing.T, c combination) {
+	first := m.pair(c)
+	second := *first
+	second.client = m.clients[versions[(indexOf(c.client)+1)%len(versions)]]
+	second.writeSource(t, second.client)
+	mark := second.proxy.Mark()
+	file := writeExpression(t, second.client, second.chain()...)
+	paths, _ := startBuild(t, second.client, file, []string{"top-" + second.name + ".all"}).mustSucceed(t)
+	for _, l := range second.proxy.LinesSince(mark) {
 		if l.Msg == "built" {
 			t.Errorf("there was a build: %s", l.Raw)
 		}
 	}
-	firstHas := m.clients[first].MustShell(t, "nix-store --query --hash "+strings.Join(paths, " "))
-	if got := p.client.MustShell(t, "nix-store --query --hash "+strings.Join(paths, " ")); got != firstHas {
+	firstHas := first.client.MustShell(t, "nix-store --query --hash "+strings.Join(paths, " "))
+	if got := second.client.MustShell(t, "nix-store --query --hash "+strings.Join(paths, " ")); got != firstHas {
 		t.Errorf("the second client has hashes %q, the first %q", got, firstHas)
 	}
 }
