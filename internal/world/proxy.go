@@ -69,11 +69,19 @@ func (p *Proxy) install(ctx context.Context) (err error) {
 func (p *Proxy) letIn(ctx context.Context, builders []Builder) error {
 	key := BuilderKey(p.bed, p.spec.Name)
 	for _, b := range builders {
-		if err := b.Host.AuthorizeMore(ctx, b.Account, key); err != nil {
+		if err := p.letInTo(ctx, b, key); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// letInTo gives the proxy what opens one builder.
+func (p *Proxy) letInTo(ctx context.Context, b Builder, own testbed.Key) error {
+	if b.Key.Name != "" {
+		return p.writeSecret(ctx, b.identityFile(), b.Key.PrivatePEM)
+	}
+	return b.Host.AuthorizeMore(ctx, b.Account, own)
 }
 
 func (s ProxySpec) hostSpec() (testbed.HostSpec, error) {

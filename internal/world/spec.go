@@ -52,6 +52,11 @@ type Builder struct {
 	Account string
 	// Address "" is port 22 of Host; a relay's is another.
 	Address string
+	// Key opens Account and must be let in by the caller; the zero Key is the
+	// proxy's own (BuilderKey), which is let in.
+	Key testbed.Key
+	// HostKeys nil is the key of Host.
+	HostKeys []testbed.Key
 	// Systems nil is testbed.NativeSystem.
 	Systems           []string
 	Features          []string
@@ -168,8 +173,8 @@ func (b Builder) write(y *yaml, bed *testbed.Bed) {
 	y.line(1, "- name: %s", strconv.Quote(b.Host.Name()))
 	y.line(2, "address: %s", strconv.Quote(b.Address))
 	y.line(2, "user: %s", b.Account)
-	y.line(2, "identity_file: %s", identityFile)
-	y.line(2, "host_keys: [%s]", strconv.Quote(bed.HostKey(b.Host.Name()).AuthorizedLine()))
+	y.line(2, "identity_file: %s", b.identityFile())
+	y.line(2, "host_keys: %s", quoteList(b.hostKeys(bed)))
 	y.line(2, "systems: %s", quoteList(b.Systems))
 	y.line(2, "features: %s", quoteList(b.Features))
 	y.line(2, "mandatory_features: %s", quoteList(b.MandatoryFeatures))
@@ -179,6 +184,26 @@ func (b Builder) write(y *yaml, bed *testbed.Bed) {
 	for _, extra := range b.Extra {
 		y.line(2, "%s", extra)
 	}
+}
+
+// identityFile is where the proxy has the key that opens the builder.
+func (b Builder) identityFile() string {
+	if b.Key.Name == "" {
+		return identityFile
+	}
+	return identityFile + "-" + b.Key.Name
+}
+
+func (b Builder) hostKeys(bed *testbed.Bed) []string {
+	keys := b.HostKeys
+	if keys == nil {
+		keys = []testbed.Key{bed.HostKey(b.Host.Name())}
+	}
+	lines := make([]string, len(keys))
+	for i, key := range keys {
+		lines[i] = key.AuthorizedLine()
+	}
+	return lines
 }
 
 func (p Principal) write(y *yaml) {
