@@ -36,10 +36,11 @@ func TestS32CheckPrintsLinesThatWork(t *testing.T) {
 		},
 	})
 	client.MustShell(t, "cp "+key.File()+" "+usualKey)
-	check := client.MustShell(t, "ssh proxy check")
+	check := client.MustShell(t, "ssh proxy check proxy")
 
 	t.Run("what it says", func(t *testing.T) {
-		wantText(t, "ssh proxy check", check, fingerprint(key), "alice", "full", "default", testbed.NativeSystem, otherSystem, "kvm")
+		wantText(t, "ssh proxy check", check, fingerprint(key), "alice", "full", "default", testbed.NativeSystem, otherSystem, "kvm",
+			"builders = @/etc/nix/machines")
 		for _, others := range []string{"secret", "foreign"} {
 			if strings.Contains(check, others) {
 				t.Errorf("it tells of another domain: %q\n%s", others, check)

@@ -84,6 +84,7 @@ func TestS04PingNeedsNoBuilder(t *testing.T) {
 	for _, v := range versions {
 		t.Run("ping by "+v, func(t *testing.T) { b.testPing(t, v) })
 	}
+	t.Run("questions", b.testQuestions)
 	for _, scheme := range protocols {
 		t.Run("the cache over "+scheme, func(t *testing.T) { b.testCache(t, scheme) })
 		t.Run("a build over "+scheme, func(t *testing.T) { b.testBuild(t, scheme) })
@@ -104,6 +105,20 @@ func (b *blackout) testPing(t *testing.T, version string) {
 		slices.Sort(took)
 		t.Logf("ping over %s by %s: p50 %v", scheme, version, took[times/2].Round(time.Millisecond))
 	}
+}
+
+// testQuestions wants that a person learns what is wrong.
+func (b *blackout) testQuestions(t *testing.T) {
+	client := b.clients[testbed.Nix234]
+	ask := "ssh -i " + b.alice.File() + " -o IdentitiesOnly=yes proxy "
+	status := client.MustShell(t, ask+"status")
+	for _, builder := range []string{"dark", "deaf"} {
+		if !lineWith(status, builder, "down") {
+			t.Errorf("no line says that %s is down:\n%s", builder, status)
+		}
+	}
+	wantText(t, "ssh proxy why", client.MustShell(t, ask+"why "+testbed.NativeSystem), "dark", "deaf", "down")
+	wantText(t, "ssh proxy check", client.MustShell(t, ask+"check"), "0 of 2 up")
 }
 
 // testCache reads what the proxy has, and adds to it.
