@@ -47,6 +47,7 @@ const (
 	servePathInfos  = 2
 	serveDump       = 3
 	serveImport     = 4
+	serveExport     = 5
 	serveClosure    = 7
 	serveBuild      = 8
 	serveAddNAR     = 9
@@ -73,6 +74,11 @@ func (a *ancient) run(t *testing.T) {
 	input := a.input(t)
 	a.upload(t, input)
 	good, failing := a.derivations(t, input)
+	if a.minor >= 3 {
+		if status, reason := a.buildWith(t, good, 2); status == 0 || !strings.Contains(reason, "repeat") {
+			t.Errorf("a build that is to be repeated twice ended with %d: %s", status, reason)
+		}
+	}
 	if status, reason := a.build(t, failing); status == 0 || !strings.Contains(reason, "exit code 5") {
 		t.Errorf("a failing build ended with %d: %s", status, reason)
 	}
@@ -205,7 +211,14 @@ func (a *ancient) readDerivation(t *testing.T, drv string) *nix.BasicDerivation 
 
 func (a *ancient) build(t *testing.T, d oldDerivation) (status uint64, reason string) {
 	t.Helper()
-	a.send(t, word64(serveBuild), text(d.path), d.wire(), a.options())
+	return a.buildWith(t, d, 0)
+}
+
+// buildWith asks for so many more builds of the same, which versions below 2.3
+// cannot.
+func (a *ancient) buildWith(t *testing.T, d oldDerivation, repeats uint64) (status uint64, reason string) {
+	t.Helper()
+	a.send(t, word64(serveBuild), text(d.path), d.wire(), a.options(repeats))
 	status, reason = a.number(t), a.text(t)
 	if a.minor >= 3 {
 		a.number(t) // how often it was built
@@ -235,10 +248,10 @@ func (d oldDerivation) wire() string {
 	return w.String()
 }
 
-// options are those that Nix 2.3 sends by default, as far as the version has them:
-// no limits, built once, and the same bytes each time.
-func (a *ancient) options() string {
-	const maxSilent, timeout, maxLogSize, repeats, enforceSame = 0, 0, 0, 0, 1
+// options are those that Nix 2.3 sends, as far as the version has them: by default
+// no limits, and the same bytes each time that it is built.
+func (a *ancient) options(repeats uint64) string {
+	const maxSilent, timeout, maxLogSize, enforceSame = 0, 0, 0, 1
 	options := word64(maxSilent) + word64(timeout)
 	if a.minor >= 2 {
 		options += word64(maxLogSize)
@@ -272,6 +285,28 @@ func (a *ancient) fetch(t *testing.T, d oldDerivation, input oldPath) {
 		if p != input.name && !strings.Contains(string(nar), d.name) {
 			t.Errorf("%s does not hold the name of its derivation: %q", p, nar)
 		}
+	}
+	a.export(t, input)
+}
+
+// export fetches as clients did before there was a command for each path.
+func (a *ancient) export(t *testing.T, p oldPath) {
+	t.Helper()
+	const unsigned = 0
+	a.send(t, word64(serveExport), word64(unsigned), texts(p.name))
+	if more := a.number(t); more != 1 {
+		t.Fatalf("the export begins with %d", more)
+	}
+	if nar := a.bytes(t, uint64(len(p.nar))); string(nar) != p.nar {
+		t.Errorf("%s was exported with other bytes", p.name)
+	}
+	if magic := a.number(t); magic != exportMagic {
+		t.Fatalf("%#x stands behind an exported NAR", magic)
+	}
+	name, references := a.text(t), a.textList(t)
+	a.text(t) // its deriver
+	if signature, more := a.number(t), a.number(t); name != p.name || len(references)+int(signature+more) != 0 {
+		t.Errorf("exported %s with references %q, signature %d, and then %d", name, references, signature, more)
 	}
 }
 
