@@ -128,6 +128,11 @@ func (b *aptBox) download(ctx context.Context, pkgs []string) ([]string, error) 
 	if _, err := b.apt(ctx, append([]string{"--download-only", "-y", "install"}, pkgs...)...); err != nil {
 		return nil, err
 	}
+	return b.plan(ctx, pkgs)
+}
+
+// plan returns the files of the closure of pkgs, whether they are there or not.
+func (b *aptBox) plan(ctx context.Context, pkgs []string) ([]string, error) {
 	plan, err := b.apt(ctx, append([]string{"--simulate", "install"}, pkgs...)...)
 	if err != nil {
 		return nil, err

@@ -125,15 +125,11 @@ func (b *Bed) start(ctx context.Context, spec HostSpec) (*Host, error) {
 	if err := spec.check(); err != nil {
 		return nil, err
 	}
-	root, err := ensureRoot(ctx, b.log, spec.Nix)
-	if err != nil {
-		return nil, err
-	}
 	h, err := b.admit(spec)
 	if err != nil {
 		return nil, err
 	}
-	if err := h.boot(ctx, root); err != nil {
+	if err := h.boot(ctx); err != nil {
 		return nil, errors.Join(err, h.Stop(), b.forget(h))
 	}
 	return h, nil

@@ -25,8 +25,12 @@ const hostNamespaces = syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLON
 
 // boot starts the host's init, connects it to the switch, and waits until its
 // daemons answer.
-func (h *Host) boot(ctx context.Context, root string) error {
-	p, err := h.prepare(root)
+func (h *Host) boot(ctx context.Context) error {
+	lower, err := h.lowerFolders(ctx)
+	if err != nil {
+		return err
+	}
+	p, err := h.prepare(lower)
 	if err != nil {
 		return err
 	}
@@ -54,7 +58,7 @@ type launch struct {
 	theirs  []*os.File
 }
 
-func (h *Host) prepare(root string) (*launch, error) {
+func (h *Host) prepare(lower string) (*launch, error) {
 	layer, err := h.makeLayer()
 	if err != nil {
 		return nil, err
@@ -67,7 +71,7 @@ func (h *Host) prepare(root string) (*launch, error) {
 	if err != nil {
 		return nil, err
 	}
-	args := append([]string{"-c", bootScript, "boot", root, layer, top, h.bed.dir}, disks...)
+	args := append([]string{"-c", bootScript, "boot", lower, layer, top, h.bed.dir}, disks...)
 	for _, pair := range h.spec.sortedBinds() {
 		args = append(args, "file:"+pair)
 	}

@@ -1,13 +1,14 @@
 #!/bin/sh
-# boot.sh ROOT LAYER TOP SHARED [disk:OUTER=INNER | file:OUTER=INNER]...
+# boot.sh LOWER LAYER TOP SHARED [disk:OUTER=INNER | file:OUTER=INNER]...
 #
 # First stage of a host, run as process 1 of its own namespaces while it still
 # sees the machine's files: puts the host's file system together below TOP and
-# moves into it. ROOT is the suite's root, LAYER what only this host has, SHARED
-# the bed's folder with the lists of host names and host keys.
+# moves into it. LOWER is the suite's root, perhaps with a folder of more packages
+# and a colon before it, LAYER what only this host has, SHARED the bed's folder
+# with the lists of host names and host keys.
 # All mounts are in this mount namespace and end with it.
 set -eu
-root=$1 layer=$2 top=$3 shared=$4
+lower=$1 layer=$2 top=$3 shared=$4
 shift 4
 
 read -r plugged <&3 # the testbed tells that the network cable is in
@@ -15,7 +16,7 @@ read -r plugged <&3 # the testbed tells that the network cable is in
 mount --make-rprivate /
 mount -t tmpfs -o mode=755,size=75% tmpfs "$top"
 mkdir "$top/upper" "$top/work" "$top/host" "$top/nix"
-mount -t overlay overlay -o "lowerdir=$layer:$root,upperdir=$top/upper,workdir=$top/work" "$top/host"
+mount -t overlay overlay -o "lowerdir=$layer:$lower,upperdir=$top/upper,workdir=$top/work" "$top/host"
 cd "$top/host"
 
 mount --bind "$top/nix" nix # not through the overlay: a store has many files

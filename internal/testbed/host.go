@@ -83,11 +83,7 @@ func (h *Host) Restart(ctx context.Context) error {
 }
 
 func (h *Host) bootAgain(ctx context.Context) error {
-	root, err := ensureRoot(ctx, h.bed.log, h.spec.Nix)
-	if err != nil {
-		return err
-	}
-	if err := h.boot(ctx, root); err != nil {
+	if err := h.boot(ctx); err != nil {
 		return errors.Join(err, h.stop())
 	}
 	return nil

@@ -79,23 +79,29 @@ func ensureRoot(ctx context.Context, log *slog.Logger, version string) (string, 
 		return "", fmt.Errorf("testbed: no root has Nix %q", version)
 	}
 	root := filepath.Join(cacheDir(), "roots", s.name+"-"+s.recipe())
-	if exists(root) {
-		return root, nil
+	return root, makeOnce(ctx, log, s, root, func() error { return makeRoot(ctx, log, s, root) })
+}
+
+// makeOnce makes a folder of a suite unless it is there. Of several processes
+// that want it one makes it and the others wait.
+func makeOnce(ctx context.Context, log *slog.Logger, s suite, dir string, makeIt func() error) error {
+	if exists(dir) {
+		return nil
 	}
 	unlock, err := lock(ctx, filepath.Join(cacheDir(), "locks", s.name), func() {
 		log.Info("wait for another process that unpacks the same root", "suite", s.name)
 	})
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer unlock.Close()
-	if exists(root) {
-		return root, nil
+	if exists(dir) {
+		return nil
 	}
-	if err := makeRoot(ctx, log, s, root); err != nil {
-		return "", fmt.Errorf("make root of Debian %s: %w", s.name, err)
+	if err := makeIt(); err != nil {
+		return fmt.Errorf("make root of Debian %s: %w", s.name, err)
 	}
-	return root, nil
+	return nil
 }
 
 func exists(path string) bool {
@@ -128,7 +134,8 @@ func makeRoot(ctx context.Context, log *slog.Logger, s suite, root string) error
 	return os.Rename(partial, root)
 }
 
-func fillRoot(ctx context.Context, root string, archives []string) error {
+// unpackAll unpacks archives into a new folder.
+func unpackAll(ctx context.Context, root string, archives []string) error {
 	if err := mergedUsr(root); err != nil {
 		return err
 	}
@@ -136,6 +143,13 @@ func fillRoot(ctx context.Context, root string, archives []string) error {
 		if err := unpack(ctx, archive, root); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+func fillRoot(ctx context.Context, root string, archives []string) error {
+	if err := unpackAll(ctx, root, archives); err != nil {
+		return err
 	}
 	if err := copySkeleton(root); err != nil {
 		return err

@@ -32,6 +32,9 @@ type HostSpec struct {
 	// Nix is the version; "" is Nix234. A Plain host has it too, as it has all
 	// of that Debian (Nix234: with haproxy).
 	Nix string
+	// Packages are more packages of that Debian, which the host has besides what
+	// every host has. The first host that names them waits for their download.
+	Packages []string
 	// System and ExtraPlatforms are what nix-daemon says it builds for; "" is
 	// NativeSystem.
 	System         string

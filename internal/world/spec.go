@@ -3,6 +3,7 @@ package world
 import (
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -58,7 +59,10 @@ type Builder struct {
 	// HostKeys nil is the key of Host.
 	HostKeys []testbed.Key
 	// Systems nil is testbed.NativeSystem.
-	Systems           []string
+	Systems []string
+	// SystemSpeeds, if not nil, stand for Systems: the speed of each as a factor
+	// to SpeedFactor.
+	SystemSpeeds      map[string]float64
 	Features          []string
 	MandatoryFeatures []string
 	// MaxJobs 0 is 1, SpeedFactor 0 is 1.
@@ -73,6 +77,7 @@ type Builder struct {
 // Principal is a client as the policy has it.
 type Principal struct {
 	Name string
+	// Keys may be none if Extra has authorized_keys.
 	Keys []testbed.Key
 	// Role is "full" or "read"; "" is "full".
 	Role string
@@ -107,6 +112,9 @@ func (b Builder) withDefaults() Builder {
 	}
 	if b.Address == "" {
 		b.Address = b.Host.Name() + ":22"
+	}
+	if b.SystemSpeeds != nil {
+		b.Systems = slices.Sorted(maps.Keys(b.SystemSpeeds))
 	}
 	if b.Systems == nil {
 		b.Systems = []string{testbed.NativeSystem}
@@ -175,7 +183,7 @@ func (b Builder) write(y *yaml, bed *testbed.Bed) {
 	y.line(2, "user: %s", b.Account)
 	y.line(2, "identity_file: %s", b.identityFile())
 	y.line(2, "host_keys: %s", quoteList(b.hostKeys(bed)))
-	y.line(2, "systems: %s", quoteList(b.Systems))
+	y.line(2, "systems: %s", b.systems())
 	y.line(2, "features: %s", quoteList(b.Features))
 	y.line(2, "mandatory_features: %s", quoteList(b.MandatoryFeatures))
 	y.line(2, "max_jobs: %d", b.MaxJobs)
@@ -206,11 +214,25 @@ func (b Builder) hostKeys(bed *testbed.Bed) []string {
 	return lines
 }
 
+// systems is a list, or a map if there are speeds.
+func (b Builder) systems() string {
+	if b.SystemSpeeds == nil {
+		return quoteList(b.Systems)
+	}
+	pairs := make([]string, len(b.Systems))
+	for i, system := range b.Systems {
+		pairs[i] = fmt.Sprintf("%q: %g", system, b.SystemSpeeds[system])
+	}
+	return "{" + strings.Join(pairs, ", ") + "}"
+}
+
 func (p Principal) write(y *yaml) {
 	y.line(1, "- name: %s", strconv.Quote(p.Name))
 	y.line(2, "role: %s", p.Role)
 	y.line(2, "domain: %s", strconv.Quote(p.Domain))
-	y.line(2, "keys:")
+	if len(p.Keys) > 0 {
+		y.line(2, "keys:")
+	}
 	for _, key := range p.Keys {
 		y.line(3, "- %s", strconv.Quote(key.AuthorizedLine()))
 	}
