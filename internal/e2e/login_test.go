@@ -11,42 +11,62 @@ import (
 	"nixbastion/internal/world"
 )
 
-// A gate is a proxy with a full key, a key that may read, and somebody else's.
+// A gate is a proxy with a full key, a key that may read, and somebody else's. It
+// is common to the tests of what clients do before they build.
 type gate struct {
-	bed                     *testbed.Bed
-	proxy                   *world.Proxy
-	spec                    world.ProxySpec
-	client, old             *testbed.Host // of Nix 2.34 and 2.8
+	bed              *testbed.Bed
+	proxy            *world.Proxy
+	builder          *testbed.Host
+	client, mid, old *testbed.Host // of Nix 2.34, 2.26 and 2.8
+
+	// All clients have these.
 	alice, reader, stranger testbed.Key
 }
 
+var commonGate common[*gate]
+
+// startGate returns the common gate.
 func startGate(t *testing.T) *gate {
 	t.Helper()
-	bed := testbed.ForTest(t)
-	g := &gate{bed: bed, alice: bed.UserKey("alice"), reader: bed.UserKey("reader"), stranger: bed.UserKey("stranger")}
-	hosts := bed.MustStart(t,
-		testbed.HostSpec{Name: "builder", Kind: testbed.Builder, MaxJobs: 1},
-		testbed.HostSpec{Name: "client", Kind: testbed.Client, Keys: []testbed.Key{g.alice, g.reader, g.stranger}},
-		testbed.HostSpec{Name: "old", Kind: testbed.Client, Nix: testbed.Nix28, Keys: []testbed.Key{g.reader}})
-	g.client, g.old = hosts[1], hosts[2]
-	g.spec = world.ProxySpec{
-		Builders: []world.Builder{{Host: hosts[0]}},
-		Principals: []world.Principal{
-			{Name: "alice", Keys: []testbed.Key{g.alice}},
-			{Name: "reader", Keys: []testbed.Key{g.reader}, Role: "read"},
-		},
-	}
-	g.proxy = startProxy(t, bed, g.spec)
-	return g
+	return commonGate.get(t, func(t *testing.T, bed *testbed.Bed) (*gate, *world.Proxy) {
+		g := &gate{bed: bed, alice: bed.UserKey("alice"), reader: bed.UserKey("reader"), stranger: bed.UserKey("stranger")}
+		keys := []testbed.Key{g.alice, g.reader, g.stranger}
+		hosts := bed.MustStart(t,
+			testbed.HostSpec{Name: "builder", Kind: testbed.Builder, MaxJobs: 4},
+			testbed.HostSpec{Name: "client", Kind: testbed.Client, Keys: keys},
+			testbed.HostSpec{Name: "mid", Kind: testbed.Client, Nix: testbed.Nix226, Keys: keys, Packages: otherClients},
+			testbed.HostSpec{Name: "old", Kind: testbed.Client, Nix: testbed.Nix28, Keys: keys})
+		g.builder, g.client, g.mid, g.old = hosts[0], hosts[1], hosts[2], hosts[3]
+		g.proxy = startCommonProxy(t, bed, world.ProxySpec{
+			Builders: []world.Builder{{Host: g.builder, MaxJobs: 4}},
+			Principals: []world.Principal{
+				{Name: "alice", Keys: []testbed.Key{g.alice}},
+				{Name: "reader", Keys: []testbed.Key{g.reader}, Role: "read"},
+			},
+		})
+		return g, g.proxy
+	})
 }
 
-func TestOnlyKnownKeysGetIn(t *testing.T) {
+// clients are one of each version of Nix, and of OpenSSH.
+func (g *gate) clients() []*testbed.Host { return []*testbed.Host{g.old, g.mid, g.client} }
+
+// machine is the proxy by either scheme, for a machines file.
+func (g *gate) machine(scheme string, key testbed.Key) testbed.Machine {
+	m := g.proxy.Machine(key)
+	m.Store = scheme + "://proxy"
+	return m
+}
+
+func TestS02OnlyKnownKeysGetIn(t *testing.T) {
 	g := startGate(t)
 	t.Run("refused", g.testRefused)
+	t.Run("under any user name", g.testUserNames)
 	t.Run("another user's key offered first", g.testOfferedKey)
 	t.Run("a key that may read", g.testReader)
 	t.Run("broken policy", g.testBrokenPolicy)
-	t.Run("removed key", g.testRemovedKey) // the last: alice is out afterwards
+	t.Run("revoked key", g.testRevokedKey)
+	t.Run("removed key", g.testRemovedKey)
 }
 
 // ssh runs OpenSSH's client against the proxy and returns what it said.
@@ -91,6 +111,21 @@ func (g *gate) testRefused(t *testing.T) {
 	t.Run("password", func(t *testing.T) {
 		g.wantRefused(t, "-o PubkeyAuthentication=no -o BatchMode=no -o NumberOfPasswordPrompts=1 -o PreferredAuthentications=password,keyboard-interactive")
 	})
+}
+
+// Guards against rights that come with a name: any name will do, and says nothing.
+func (g *gate) testUserNames(t *testing.T) {
+	for _, client := range g.clients() {
+		for _, user := range []string{"root", "nix", "nixremote", "alice", "no-such.user"} {
+			mark := g.proxy.Mark()
+			store := "'ssh-ng://" + user + "@proxy?ssh-key=" + g.reader.File() + "'"
+			client.MustShell(t, "nix store ping --store "+store)
+			login := waitLine(t, g.proxy, mark, world.Message("ssh login", "user", user))
+			if login.Text("principal") != "reader" {
+				t.Errorf("%s of %s is somebody else: %s", user, client.Name(), login.Raw)
+			}
+		}
+	}
 }
 
 // placeOffer puts the public half of a key on the client, so that ssh can offer
@@ -160,7 +195,7 @@ func (g *gate) wantNotAllowed(t *testing.T, client *testbed.Host, derivation tes
 
 // Guards against a typing error that locks everybody out, or lets anybody in.
 func (g *gate) testBrokenPolicy(t *testing.T) {
-	good := g.spec.Policy(g.bed)
+	good := g.proxy.Spec().Policy(g.bed)
 	lines := strings.Split(good, "\n")
 	for i, line := range lines {
 		if strings.Contains(line, "role: full") {
@@ -179,6 +214,27 @@ func (g *gate) testBrokenPolicy(t *testing.T) {
 	}
 }
 
+// A list of revocations, as ssh-keygen -l writes fingerprints, takes a key away
+// that the policy still has. Guards against one that counts after a restart only.
+func (g *gate) testRevokedKey(t *testing.T) {
+	const file = "/etc/nixbastion/revoked"
+	revoke := func(text string) {
+		if err := g.proxy.Host().WriteFile(t.Context(), file, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	revoke("")
+	withPolicy(t, g.proxy, func(spec *world.ProxySpec) { spec.Extra = "revoked_keys: " + file + "\n" })
+	ping := "nix store ping --store " + storeURI("ssh-ng", g.alice)
+	g.client.MustShell(t, ping)
+	revoke(fingerprint(g.alice) + "\n")
+	if err := g.proxy.ReloadText(t.Context(), g.proxy.Spec().Policy(g.bed)); err != nil {
+		t.Fatal(err)
+	}
+	g.wantRefused(t, "-i "+g.alice.File(), fingerprint(g.alice))
+	g.client.MustShell(t, "nix store ping --store "+storeURI("ssh-ng", g.reader))
+}
+
 // Guards against keys that live on after the admin took them away: in new
 // connections, and on one that was open before.
 func (g *gate) testRemovedKey(t *testing.T) {
@@ -192,11 +248,7 @@ func (g *gate) testRemovedKey(t *testing.T) {
 	// another one.
 	const ping = "NIX_SSHOPTS='-S /root/master -o IdentityFile=none' nix store ping --store ssh-ng://proxy"
 	g.client.MustShell(t, ping)
-	spec := g.spec
-	spec.Principals = spec.Principals[1:]
-	if err := g.proxy.Reload(t.Context(), spec); err != nil {
-		t.Fatal(err)
-	}
+	withPolicy(t, g.proxy, func(spec *world.ProxySpec) { spec.Principals = spec.Principals[1:] })
 	g.wantRefused(t, "-i "+g.alice.File(), fingerprint(g.alice))
 	res, err := g.client.Shell(t.Context(), ping)
 	if err != nil {

@@ -22,9 +22,14 @@ type blackout struct {
 	kept       string
 }
 
+var commonBlackout common[*blackout]
+
 func startBlackout(t *testing.T) *blackout {
 	t.Helper()
-	bed := testbed.ForTest(t)
+	return commonBlackout.get(t, newBlackout)
+}
+
+func newBlackout(t *testing.T, bed *testbed.Bed) (*blackout, *world.Proxy) {
 	b := &blackout{clients: map[string]*testbed.Host{}, alice: bed.UserKey("alice"), bob: bed.UserKey("bob")}
 	specs := []testbed.HostSpec{{Name: "dark", Kind: testbed.Builder}, {Name: "deaf", Kind: testbed.Builder}}
 	for _, v := range versions {
@@ -34,7 +39,7 @@ func startBlackout(t *testing.T) *blackout {
 	for i, v := range versions {
 		b.clients[v] = hosts[2+i]
 	}
-	b.proxy = startProxy(t, bed, world.ProxySpec{
+	b.proxy = startCommonProxy(t, bed, world.ProxySpec{
 		Builders: []world.Builder{{Host: hosts[0]}, {Host: hosts[1]}},
 		Principals: []world.Principal{
 			{Name: "alice", Keys: []testbed.Key{b.alice}},
@@ -46,7 +51,7 @@ func startBlackout(t *testing.T) *blackout {
 	paths, _ := build(t, first, testbed.Derivation{Name: "kept"})
 	b.kept = paths[0]
 	b.turnOff(t, hosts[0], hosts[1])
-	return b
+	return b, b.proxy
 }
 
 // turnOff takes the builders away and waits until the proxy knows.
@@ -87,6 +92,16 @@ func TestS04PingNeedsNoBuilder(t *testing.T) {
 	t.Run("questions", b.testQuestions)
 	for _, scheme := range protocols {
 		t.Run("the cache over "+scheme, func(t *testing.T) { b.testCache(t, scheme) })
+	}
+}
+
+// Who can have nothing built learns it at once: as a failure that names the
+// builders, or in the handshake, if his Nix is to build by itself then. Guards
+// against builds that hang on builders which are away, and against a fall-back that
+// Nix does not know.
+func TestS23NobodyBuildsAndSaysSo(t *testing.T) {
+	b := startBlackout(t)
+	for _, scheme := range protocols {
 		t.Run("a build over "+scheme, func(t *testing.T) { b.testBuild(t, scheme) })
 		t.Run("turned away over "+scheme, func(t *testing.T) { b.testTurnedAway(t, scheme) })
 	}

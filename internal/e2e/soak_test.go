@@ -13,9 +13,14 @@ import (
 	"time"
 )
 
-// TestMain prints the table of the long counts after all else.
+// TestMain prints the table of the long counts after all else, and ends the beds
+// that tests share.
 func TestMain(m *testing.M) {
 	status := m.Run()
+	if err := closeCommonBeds(); err != nil {
+		fmt.Fprintln(os.Stderr, "close beds:", err)
+		status = max(status, 1)
+	}
 	table.print(os.Stdout)
 	os.Exit(status)
 }
