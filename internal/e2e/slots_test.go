@@ -35,64 +35,119 @@ func parseStamp(t *testing.T, text string) time.Time {
 	return time.UnixMicro(int64(seconds * 1e6))
 }
 
-// Guards against slots that are counted per client, as Nix does it, and against
-// builds that are forgotten in the queue.
-func TestNoBuilderGetsMoreThanItsSlots(t *testing.T) { testSlots(t, 12, 300*time.Millisecond) }
-
-func TestSoakNoBuilderGetsMoreThanItsSlots(t *testing.T) {
-	onlyInSoak(t)
-	testSlots(t, 60, 500*time.Millisecond)
+// A yard is four clients, with every version of Nix among them, and two builders
+// that have four slots each. It is common to the tests of who waits for whom.
+type yard struct {
+	bed      *testbed.Bed
+	proxy    *world.Proxy
+	builders []*testbed.Host
+	clients  []*testbed.Host
+	key      testbed.Key
+	modest   testbed.Key // of a principal that may run three builds at once
 }
 
-func testSlots(t *testing.T, each int, takes time.Duration) {
-	const clients, slots = 4, 2
-	bed := testbed.ForTest(t)
-	key := bed.UserKey("alice")
-	specs := []testbed.HostSpec{
-		{Name: "b1", Kind: testbed.Builder, MaxJobs: slots},
-		{Name: "b2", Kind: testbed.Builder, MaxJobs: slots, Nix: testbed.Nix226},
-	}
-	for n := range clients {
-		specs = append(specs, testbed.HostSpec{Name: fmt.Sprintf("c%d", n+1), Kind: testbed.Client,
-			Nix: versions[n%len(versions)], Keys: []testbed.Key{key}})
-	}
-	hosts := bed.MustStart(t, specs...)
-	builders, people := hosts[:2], hosts[2:]
-	proxy := startProxy(t, bed, world.ProxySpec{
-		Builders:   []world.Builder{{Host: builders[0], MaxJobs: slots}, {Host: builders[1], MaxJobs: slots}},
-		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},
+const (
+	yardSlots    = 4
+	modestBuilds = 3
+	// quickSpeed is how much faster the first builder works, when it works for
+	// real; the second one has speed 1.
+	quickSpeed = 2
+)
+
+var commonYard common[*yard]
+
+func startYard(t *testing.T) *yard {
+	t.Helper()
+	return commonYard.get(t, func(t *testing.T, bed *testbed.Bed) (*yard, *world.Proxy) {
+		y := &yard{bed: bed, key: bed.UserKey("alice"), modest: bed.UserKey("modest")}
+		specs := []testbed.HostSpec{
+			{Name: "quick", Kind: testbed.Builder, MaxJobs: yardSlots, Speed: quickSpeed},
+			{Name: "slow", Kind: testbed.Builder, MaxJobs: yardSlots, Nix: testbed.Nix226},
+		}
+		for n, v := range []string{testbed.Nix234, testbed.Nix28, testbed.Nix226, testbed.Nix234} {
+			specs = append(specs, testbed.HostSpec{Name: fmt.Sprintf("c%d", n+1), Kind: testbed.Client, Nix: v, Keys: []testbed.Key{y.key, y.modest}})
+		}
+		hosts := bed.MustStart(t, specs...)
+		y.builders, y.clients = hosts[:2], hosts[2:]
+		y.proxy = startCommonProxy(t, bed, world.ProxySpec{
+			Builders: []world.Builder{{Host: hosts[0], MaxJobs: yardSlots}, {Host: hosts[1], MaxJobs: yardSlots}},
+			Principals: []world.Principal{
+				{Name: "alice", Keys: []testbed.Key{y.key}},
+				{Name: "modest", Keys: []testbed.Key{y.modest}, MaxJobs: modestBuilds},
+			},
+		})
+		return y, y.proxy
 	})
-	peaks := watchBuilds(t, builders)
+}
+
+// A client that sends fifty builds at once, with others beside it, overloads no
+// builder; what has no slot waits and says so, and all are built. Guards against
+// slots that are counted per client, as Nix does it, and against builds that are
+// forgotten in the queue.
+func TestS16NoBuilderGetsMoreThanItsSlots(t *testing.T) {
+	y := startYard(t)
+	t.Run("fifty at once", func(t *testing.T) { y.testSlots(t, "s", 50, 6, 2*time.Second) })
+	t.Run("a key with a limit of its own", y.testModest)
+}
+
+func TestSoakS16NoBuilderGetsMoreThanItsSlots(t *testing.T) {
+	onlyInSoak(t)
+	startYard(t).testSlots(t, "long", 100, 100, 500*time.Millisecond)
+}
+
+// testSlots has the first client send more builds than each of the others.
+func (y *yard) testSlots(t *testing.T, name string, first, each int, takes time.Duration) {
+	peaks := watchBuilds(t, y.builders)
 	var runs []*running
-	for n, client := range people {
-		setMachines(t, client, proxy.Machine(key))
-		var all []testbed.Derivation
-		var names []string
-		for i := range each {
-			all = append(all, stamped(fmt.Sprintf("s%dx%d", n+1, i+1), takes))
-			names = append(names, all[i].Name)
-		}
-		runs = append(runs, startBuildFor(t, 15*time.Minute, client, writeExpression(t, client, all...), names))
-	}
-	for _, r := range runs {
-		if paths, _ := r.mustSucceed(t); len(paths) != each {
-			t.Errorf("%s has %d outputs, want %d", r.client.Name(), len(paths), each)
-		}
-	}
 	total := 0
-	for i, peak := range peaks() {
-		peakByStamps, ran := overlap(t, builders[i])
-		t.Logf("%s: %d builds, at most %d at once by its processes, %d by its clock", builders[i].Name(), ran, peak, peakByStamps)
-		if peak > slots || peakByStamps > slots {
-			t.Errorf("%s had %d builds at once (%d by its clock), want at most %d", builders[i].Name(), peak, peakByStamps, slots)
+	for n, client := range y.clients {
+		machine := y.proxy.Machine(y.key)
+		count := each
+		if n == 0 {
+			count, machine.MaxJobs = first, first
 		}
-		if peak == 0 {
-			t.Errorf("no build was ever seen on %s", builders[i].Name())
+		setMachines(t, client, machine)
+		var all []testbed.Derivation
+		for i := range count {
+			all = append(all, stamped(fmt.Sprintf("%s%dx%d", name, n+1, i+1), takes))
 		}
-		total += ran
+		runs = append(runs, startBuildFor(t, 15*time.Minute, client, writeExpression(t, client, all...), namesOf(all)))
+		total += count
 	}
-	if total != clients*each {
-		t.Errorf("%d builds ran, want each of %d once", total, clients*each)
+	for n, r := range runs {
+		_, log := r.mustSucceed(t)
+		if n == 0 {
+			wantText(t, "the log of the client with many builds", log, "waiting: ")
+		}
+	}
+	for i, peak := range peaks() {
+		peakByStamps, ran := overlap(t, y.builders[i])
+		t.Logf("%s: %d builds, at most %d at once by its processes, %d by its clock", y.builders[i].Name(), ran, peak, peakByStamps)
+		if peak > yardSlots || peakByStamps > yardSlots {
+			t.Errorf("%s had %d builds at once (%d by its clock), want at most %d", y.builders[i].Name(), peak, peakByStamps, yardSlots)
+		}
+		if peak < yardSlots {
+			t.Errorf("%s never had all its slots taken: %d", y.builders[i].Name(), peak)
+		}
+		total -= ran
+	}
+	if total != 0 {
+		t.Errorf("%d builds more were asked for than ran", total)
+	}
+}
+
+// testModest guards against one key that takes all slots although it may not.
+func (y *yard) testModest(t *testing.T) {
+	client := y.clients[0]
+	setMachines(t, client, y.proxy.Machine(y.modest))
+	var all []testbed.Derivation
+	for n := range 9 {
+		all = append(all, stamped(fmt.Sprintf("modest%d", n+1), 1500*time.Millisecond))
+	}
+	_, log := startBuild(t, client, writeExpression(t, client, all...), namesOf(all)).mustSucceed(t)
+	wantText(t, "the client's log", log, fmt.Sprintf("modest runs %d of at most %d builds", modestBuilds, modestBuilds))
+	if peak, ran := overlap(t, y.builders...); peak != modestBuilds || ran != len(all) {
+		t.Errorf("%d builds ran, at most %d at once; want %d and %d", ran, peak, len(all), modestBuilds)
 	}
 }
 
@@ -124,19 +179,21 @@ func watchBuilds(t *testing.T, builders []*testbed.Host) (peaks func() []int) {
 	return func() []int { end(); return most }
 }
 
-// overlap tells from the times that builds left behind how many ran, and how
-// many at the same moment.
-func overlap(t *testing.T, builder *testbed.Host) (peak, ran int) {
+// overlap tells from the times that builds left on builders how many ran, and how
+// many at the same moment. The times are gone then.
+func overlap(t *testing.T, builders ...*testbed.Host) (peak, ran int) {
 	t.Helper()
 	type edge struct {
 		at    time.Time
 		delta int
 	}
 	var edges []edge
-	for _, which := range []string{"began", "ended"} {
-		delta := map[string]int{"began": 1, "ended": -1}[which]
-		for text := range strings.FieldsSeq(builder.MustShell(t, "cat /tmp/"+which+".* 2>/dev/null || true")) {
-			edges = append(edges, edge{parseStamp(t, text), delta})
+	for _, builder := range builders {
+		for which, delta := range map[string]int{"began": 1, "ended": -1} {
+			stamps := builder.MustShell(t, "cat /tmp/"+which+".* 2>/dev/null; rm -f /tmp/"+which+".*")
+			for text := range strings.FieldsSeq(stamps) {
+				edges = append(edges, edge{parseStamp(t, text), delta})
+			}
 		}
 	}
 	slices.SortFunc(edges, func(a, b edge) int { return a.at.Compare(b.at) })
@@ -146,6 +203,45 @@ func overlap(t *testing.T, builder *testbed.Host) (peak, ran int) {
 		peak = max(peak, now)
 	}
 	return peak, len(edges) / 2
+}
+
+// A builder of twice the speed gets two thirds of equal builds. Guards against
+// speed factors that decide where the first build goes and nothing more.
+func TestS17SpeedFactorSharesTheWork(t *testing.T) {
+	y := startYard(t)
+	withPolicy(t, y.proxy, func(spec *world.ProxySpec) { spec.Builders[0].SpeedFactor = quickSpeed })
+	const each, clients, tolerance = 18, 2, 0.15
+	var runs []*running
+	for n, client := range y.clients[:clients] {
+		setMachines(t, client, y.proxy.Machine(y.key))
+		all := testbed.Numbered(each, testbed.Derivation{Name: fmt.Sprintf("shared%d-", n+1), Work: 3 * time.Second})
+		runs = append(runs, startBuild(t, client, writeExpression(t, client, all...), namesOf(all)))
+	}
+	for _, r := range runs {
+		r.mustSucceed(t)
+	}
+	ran := map[string]int{}
+	for _, b := range y.builders {
+		records, err := b.BuildRecords(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ran[b.Name()] = len(records)
+		for _, r := range records {
+			if waited := r.Started.Sub(r.Arrived); waited > time.Second {
+				t.Errorf("%s waited %v for a slot of %s: it was overloaded", r.Name, waited, b.Name())
+			}
+		}
+	}
+	const total = each * clients
+	if sum := ran["quick"] + ran["slow"]; sum != total {
+		t.Fatalf("%d builds ran, want %d", sum, total)
+	}
+	want := total * quickSpeed / (quickSpeed + 1.0)
+	t.Logf("the quick builder ran %d of %d, its share is %.1f", ran["quick"], total, want)
+	if off := float64(ran["quick"])/want - 1; off > tolerance || off < -tolerance {
+		t.Errorf("the quick builder ran %d of %d, want %.1f ± %.0f %%", ran["quick"], total, want, 100*tolerance)
+	}
 }
 
 // A client that fetches slowly holds no slot. Guards against slots that are
