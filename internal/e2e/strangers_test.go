@@ -86,6 +86,12 @@ func word64(n uint64) string {
 // what it said on both streams, and its status; -1 is none.
 func feed(t *testing.T, client *ssh.Client, bytes string) (said string, status int) {
 	t.Helper()
+	return feedTo(t, client, "nix-daemon --stdio", bytes)
+}
+
+// feedTo is feed with any command.
+func feedTo(t *testing.T, client *ssh.Client, command, bytes string) (said string, status int) {
+	t.Helper()
 	session, err := client.NewSession()
 	if err != nil {
 		t.Fatal(err)
@@ -93,7 +99,7 @@ func feed(t *testing.T, client *ssh.Client, bytes string) (said string, status i
 	defer session.Close()
 	var out, complaints strings.Builder
 	session.Stdin, session.Stdout, session.Stderr = strings.NewReader(bytes), &out, &complaints
-	err = session.Run("nix-daemon --stdio")
+	err = session.Run(command)
 	var exit *ssh.ExitError
 	switch {
 	case err == nil:
