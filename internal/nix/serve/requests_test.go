@@ -54,6 +54,9 @@ var requests = map[Command]func(*conn){
 	cmdAddToStoreNar: func(c *conn) { uploadRequest(c, somePaths()[0]) },
 }
 
+// requestVersions are those in which requests differ.
+var requestVersions = []Version{Oldest, sinceLogLimit, sinceRepeats, Latest}
+
 func pathsRequest(c *conn) { c.w.StorePaths([]nix.StorePath{pathNamed("dep")}) }
 
 func uploadRequest(c *conn, o storetest.Object) {
@@ -195,7 +198,7 @@ func TestEveryOtherNumberEndsTheSessionWithASentence(t *testing.T) {
 // end, or answered.
 func TestRequestCutAtEveryByteIsAHangUp(t *testing.T) {
 	opts := allOf(t)
-	for _, v := range versions() {
+	for _, v := range requestVersions {
 		for cmd := range handlers {
 			greeting, request := bytesOf(v, hello), bytesOf(v, requestOf(cmd))
 			for n := 1; n < len(request); n++ {
@@ -223,7 +226,7 @@ var lies = []uint64{
 // or allocate. Every integer of every request is replaced in turn.
 func TestLyingIntegersCostTheServerNothing(t *testing.T) {
 	opts := allOf(t)
-	for _, v := range versions() {
+	for _, v := range requestVersions {
 		for cmd := range handlers {
 			greeting, request := bytesOf(v, hello), bytesOf(v, requestOf(cmd))
 			for at := 8; at+8 <= len(request); at += 8 {
