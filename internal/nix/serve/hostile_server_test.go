@@ -189,6 +189,8 @@ func TestAnswerThatWasNotAskedForIsCorrupt(t *testing.T) {
 		"info":          {"QueryPathInfo", func(c *conn) { keyed(c, other) }},
 		"one more info": {"QueryPathInfos", func(c *conn) { keyed(c, dep); keyed(c, other) }},
 		"info twice":    {"QueryPathInfos", func(c *conn) { keyed(c, dep); keyed(c, dep) }},
+		"bare hash":     {"QueryPathInfo", func(c *conn) { c.w.StorePath(pathNamed("big")); hashed(c, dep.NarHash.Base16()) }},
+		"short hash":    {"QueryPathInfo", func(c *conn) { c.w.StorePath(pathNamed("big")); hashed(c, "sha1:"+strings.Repeat("0", 40)) }},
 		"NAR":           {"NarFromPath", func(c *conn) { keyed(c, other) }},
 		"upload":        {"AddMultipleToStore", func(c *conn) { c.w.Uint64(0) }},
 		"second upload": {"AddMultipleToStore", func(c *conn) { c.w.Uint64(1); c.w.Uint64(2) }},
@@ -203,6 +205,13 @@ func TestAnswerThatWasNotAskedForIsCorrupt(t *testing.T) {
 			t.Errorf("%s: session is reusable", name)
 		}
 	}
+}
+
+// hashed writes a path info with a hash in it.
+func hashed(c *conn, hash string) {
+	c.w.Write(make([]byte, 4*8)) // no deriver, no references, no sizes
+	c.w.String(hash)
+	c.w.Write(make([]byte, 2*8)) // no content address, no signatures
 }
 
 // Guards against a NAR that is not the one that was announced filling the disk,
