@@ -121,33 +121,27 @@ func (k *knownHost) checkCertificate(cert *ssh.Certificate) error {
 		return fmt.Errorf("it shows a certificate of the authority %s, which is not on file for it", authority)
 	case !slices.Contains(authorityAlgorithms, cert.Signature.Format):
 		return fmt.Errorf("it shows a certificate that its authority %s signed with %q, which is not safe", authority, cert.Signature.Format)
+	case len(cert.ValidPrincipals) == 0:
+		return errors.New("it shows a certificate that names no host, and so would stand for any")
 	}
-	principal, err := k.principalOf(cert)
+	// Its names are compared below, once they are known to be the authority's: so
+	// it is checked for one of them. Without names of options every critical one
+	// is refused: none is defined for hosts.
+	if err := new(ssh.CertChecker).CheckCert(cert.ValidPrincipals[0], cert); err != nil {
+		return fmt.Errorf("it shows a certificate of the authority %s that does not hold: %w", authority, err)
+	}
+	return k.checkNames(cert)
+}
+
+func (k *knownHost) checkNames(cert *ssh.Certificate) error {
+	host, _, err := net.SplitHostPort(k.address)
 	if err != nil {
 		return err
 	}
-	// Without names of options, every critical one is refused: none is defined
-	// for hosts.
-	if err := new(ssh.CertChecker).CheckCert(principal, cert); err != nil {
-		return fmt.Errorf("it shows a certificate of the authority %s that does not hold: %w", authority, err)
+	if !slices.ContainsFunc(cert.ValidPrincipals, func(name string) bool { return matchesPattern(host, name) }) {
+		return fmt.Errorf("it shows a certificate for %q, which is not for %q", cert.ValidPrincipals, host)
 	}
 	return nil
-}
-
-// principalOf returns the name in a certificate that stands for the host. A
-// certificate without names would stand for any, so that one host could play all
-// others.
-func (k *knownHost) principalOf(cert *ssh.Certificate) (string, error) {
-	host, _, err := net.SplitHostPort(k.address)
-	if err != nil {
-		return "", err
-	}
-	for _, principal := range cert.ValidPrincipals {
-		if matchesPattern(host, principal) {
-			return principal, nil
-		}
-	}
-	return "", fmt.Errorf("it shows a certificate for %q, which is not for %q", cert.ValidPrincipals, host)
 }
 
 // matchesPattern compares with a pattern as OpenSSH has them: "*" stands for any

@@ -127,7 +127,7 @@ func TestHostCertificates(t *testing.T) {
 			[]string{"not on file"}},
 		"other host": {line, func(c *ssh.Certificate) { c.ValidPrincipals = []string{"b2.example.org", "b1?.example.org"} },
 			[]string{"b2.example.org", `not for "b1.example.org"`}},
-		"no host":   {line, func(c *ssh.Certificate) { c.ValidPrincipals = nil }, []string{"not for"}},
+		"no host":   {line, func(c *ssh.Certificate) { c.ValidPrincipals = nil }, []string{"names no host"}},
 		"expired":   {line, func(c *ssh.Certificate) { c.ValidAfter, c.ValidBefore = 1, uint64(time.Now().Unix()) }, []string{"expired"}},
 		"not yet":   {line, func(c *ssh.Certificate) { c.ValidAfter++ }, []string{"not yet valid"}},
 		"for users": {line, func(c *ssh.Certificate) { c.CertType = ssh.UserCert }, []string{"not one for hosts"}},
@@ -149,6 +149,16 @@ func TestHostCertificates(t *testing.T) {
 			}, func(w *world) { w.meets(c.words...) })
 		})
 	}
+}
+
+// Guards against a certificate that only claims to be of an authority on file.
+func TestForgedHostCertificateIsRefused(t *testing.T) {
+	authority := testKey("authority").PublicKey()
+	inWorld(t, func(f *fakeBuilder, tgt *target, _ *Options) {
+		f.hostKey = certified(t, testKey("host"), testKey("forger"), nil)
+		f.hostKey.PublicKey().(*ssh.Certificate).SignatureKey = authority
+		onFile(f, tgt, "@cert-authority "+knownLine("*", authority))
+	}, func(w *world) { w.meets("signature does not verify") })
 }
 
 // Guards against a host that has a plain key only being refused because there is
