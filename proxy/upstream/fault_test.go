@@ -102,6 +102,7 @@ func TestNixIsFoundOutsideThePath(t *testing.T) {
 		delete(f.programs, daemonCommand)
 	}, func(w *world) {
 		w.get().Release()
+		synctest.Wait()
 		tried := len(w.fake.commands)
 		w.get()
 		w.get()
@@ -430,7 +431,7 @@ func TestEndlessStandardError(t *testing.T) {
 		s := w.get()
 		w.works(s)
 		synctest.Wait()
-		if n := cap(s.d.process.(*remoteProcess).stderr.buf); n > 4*keepStderr {
+		if n := cap(s.d.process.(*remoteProcess).stderr.tail.buf); n > 4*keepStderr {
 			w.Errorf("keeps %d bytes", n)
 		}
 	})
