@@ -43,7 +43,7 @@ func (p *Pool) Check(ctx context.Context, name string) (Report, error) {
 	}
 	r.Connect, r.Handshake = connected.Sub(started), time.Since(connected)
 	r.Server = d.process.server()
-	r.Nix, r.Protocol, r.Trust = d.nixVersion(), d.client.Version().String(), d.client.Trust()
+	r.Nix, r.Protocol, r.Trust = d.nix, d.protocol, d.trust
 	r.Command = d.command
 	return r, (&Session{d: d}).End(ctx)
 }

@@ -7,17 +7,17 @@ import (
 	"time"
 
 	"nixbastion/internal/nix"
-	"nixbastion/internal/nix/worker"
 )
 
 // daemon is a session with a builder's daemon. It has one user after the other,
 // each of whom holds it as a [Session].
 type daemon struct {
 	builder *builder
-	client  *worker.Client
+	client  client
 	process process
 	command string // what was executed, or the socket's address
-	opened  time.Time
+	greeting
+	opened time.Time
 	// roots is about how many paths the session keeps from garbage collection;
 	// its user counts.
 	roots int
@@ -171,16 +171,16 @@ func (b *builder) shakeHands(ctx context.Context, c *conn, command string) (*dae
 
 // greet makes a session of a process, which it ends otherwise.
 func (b *builder) greet(ctx context.Context, p process, command string) (*daemon, error) {
-	client, err := worker.NewClient(ctx, p, worker.ClientOptions{})
+	client, greeting, err := b.target.shakeHands(ctx, p)
 	if err != nil {
 		return nil, b.explain(p, command, err)
 	}
 	p.greeted()
-	if client.Trust() == nix.NotTrusted {
+	if greeting.trust == nix.NotTrusted {
 		p.Close()
 		return nil, b.target.untrusted()
 	}
-	return &daemon{builder: b, client: client, process: p, command: command, opened: time.Now()}, nil
+	return &daemon{builder: b, client: client, process: p, command: command, greeting: greeting, opened: time.Now()}, nil
 }
 
 // explain tells why there is no daemon at the other end of a process.
@@ -195,14 +195,6 @@ func (b *builder) explain(p process, command string, err error) error {
 		return errors.Join(errNoProgram, fault)
 	}
 	return fault
-}
-
-// nixVersion is what is known of the daemon's version, for people.
-func (d *daemon) nixVersion() string {
-	if version := clean(d.client.DaemonVersion()); version != "" {
-		return version
-	}
-	return "older than 2.7"
 }
 
 // warm opens a session for the next user, unless one waits already. It is worth

@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/serve"
 	"nixbastion/internal/nix/worker"
+	"nixbastion/policy"
 )
 
 // ErrNotSeenToEnd says that a session was given up without a sign that its
@@ -30,13 +32,16 @@ const (
 	Untrusted
 	// Protocol: what answered is not a daemon in working order.
 	Protocol
-	// TooOld: the builder's Nix is older than 2.4.
+	// TooOld: the builder's Nix is older than 2.4, or with the serve protocol 2.0.
 	TooOld
 	// Lost: the connection or the program ended in the middle of an operation.
 	Lost
+	// Refused: the builder's Nix gave up an operation with a reason, for which the
+	// serve protocol has no other words than the end of the session.
+	Refused
 )
 
-var kindNames = [...]string{"failed", "unreachable", "host key", "auth", "untrusted", "protocol", "too old", "lost"}
+var kindNames = [...]string{"failed", "unreachable", "host key", "auth", "untrusted", "protocol", "too old", "lost", "refused"}
 
 // String names the kind for logs.
 func (k Kind) String() string { return kindNames[min(int(k), len(kindNames)-1)] }
@@ -95,32 +100,67 @@ func (t *target) faultf(kind Kind, hint, format string, args ...any) *Error {
 // daemonFault explains why a command did not lead to a session with a daemon.
 func (t *target) daemonFault(command string, err error, said remark) error {
 	var mismatch *worker.MismatchError
-	var version *worker.VersionError
+	var workerVersion *worker.VersionError
+	var serveVersion *serve.VersionError
 	var refused *nix.RemoteError
 	switch {
 	case errors.As(err, &mismatch) && t.socket == "":
 		return t.faultf(Protocol, "a login message or a shell's start-up file must not print anything",
 			"answers with text instead of Nix's protocol: %q%s", mismatch.Got, said)
-	case errors.As(err, &version):
-		return t.faultf(TooOld, "", "%w", version)
+	case errors.As(err, &workerVersion), errors.As(err, &serveVersion):
+		return t.faultf(TooOld, "", "%w", err)
 	case errors.As(err, &refused):
 		return t.faultf(Untrusted, "", "its nix-daemon refuses account '%s': %s", t.user, clean(refused.Message))
 	case errors.Is(err, context.DeadlineExceeded):
 		return t.faultf(Unreachable, "", "no answer from '%s' in time%s", command, said)
 	}
-	hint := ""
-	if t.socket != "" {
-		hint = fmt.Sprintf("account '%s', as which the proxy runs, must be in allowed-users of this machine's nix.conf", t.user)
+	return t.faultf(Protocol, t.silentHint(said), "no Nix answers to '%s'%s: %w", command, said, err)
+}
+
+// silentHint says what to do about a program that ends without an answer.
+func (t *target) silentHint(said remark) string {
+	mismatch := strings.Contains(said.stderr, "protocol mismatch")
+	switch {
+	case t.socket != "":
+		return fmt.Sprintf("account '%s', as which the proxy runs, must be in allowed-users of this machine's nix.conf", t.user)
+	case mismatch && t.protocol == policy.ProtocolServe:
+		return "if the account is bound to 'nix-daemon --stdio' there, the policy must say protocol: ssh-ng"
+	case mismatch:
+		return "if the account is bound to 'nix-store --serve' there, the policy must say protocol: ssh"
 	}
-	return t.faultf(Protocol, hint, "no Nix daemon answers to '%s'%s: %w", command, said, err)
+	return ""
 }
 
 // untrusted is the refusal of a builder that would not build for us.
-func (t *target) untrusted() error {
+func (t *target) untrusted() error { return t.faultf(Untrusted, "", "%s", t.trustHint()) }
+
+func (t *target) trustHint() string {
 	if t.socket != "" {
-		return t.faultf(Untrusted, "", "account '%s', as which the proxy runs, must be in trusted-users of this machine's nix.conf (its daemon is builder '%s', %s)",
+		return fmt.Sprintf("account '%s', as which the proxy runs, must be in trusted-users of this machine's nix.conf (its daemon is builder '%s', %s)",
 			t.user, t.name, t.address)
 	}
-	return t.faultf(Untrusted, "", "account '%s' on builder '%s' (%s) must be in trusted-users of its nix.conf",
-		t.user, t.name, t.address)
+	return fmt.Sprintf("account '%s' on builder '%s' (%s) must be in trusted-users of its nix.conf", t.user, t.name, t.address)
+}
+
+// refused is what untrusted is where only an operation shows it.
+func (t *target) refused(reason string) error {
+	return t.faultf(Untrusted, t.trustHint(), "its Nix says %q", reason)
+}
+
+// refusesAccount recognises what Nix says to accounts that it does not trust.
+func refusesAccount(text string) bool {
+	return strings.Contains(text, "you are not privileged to ") ||
+		strings.Contains(text, "lacks a signature by a trusted key") ||
+		strings.Contains(text, "lacks a valid signature") // before 2.4
+}
+
+// gaveUp makes an error of the last words of a program.
+func (t *target) gaveUp(command, op string, said remark) error {
+	switch {
+	case refusesAccount(said.stderr):
+		return t.refused(said.stderr)
+	case strings.Contains(said.stderr, "importing paths is not allowed"), strings.Contains(said.stderr, "building paths is not allowed"):
+		return t.faultf(Untrusted, fmt.Sprintf("account '%s' there must be bound to 'nix-store --serve --write'", t.user), "its Nix says %q", said.stderr)
+	}
+	return t.faultf(Refused, "", "'%s' gave up %s: %s", command, op, said.stderr)
 }

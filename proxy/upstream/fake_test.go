@@ -35,6 +35,9 @@ type fakeBuilder struct {
 	maxSessions int
 	// programs answer commands; other commands end with status 127.
 	programs map[string]program
+	// onRequest answers a request on a running program's channel. Nil refuses all,
+	// as sshd does.
+	onRequest func(p *fakeProcess, req *ssh.Request)
 
 	mu       sync.Mutex
 	dialled  int
@@ -186,9 +189,20 @@ func (f *fakeBuilder) session(conn *memConn, newChannel ssh.NewChannel) {
 			continue
 		}
 		req.Reply(true, nil)
-		f.done.Go(func() { ssh.DiscardRequests(requests) })
-		f.run(&fakeProcess{ch, f, conn}, string(req.Payload[4:]))
+		p := &fakeProcess{ch, f, conn}
+		f.done.Go(func() { f.answer(p, requests) })
+		f.run(p, string(req.Payload[4:]))
 		return
+	}
+}
+
+func (f *fakeBuilder) answer(p *fakeProcess, requests <-chan *ssh.Request) {
+	for req := range requests {
+		if f.onRequest != nil {
+			f.onRequest(p, req)
+			continue
+		}
+		req.Reply(false, nil)
 	}
 }
 
@@ -241,13 +255,21 @@ type fakeStore struct {
 	nix.Store
 	// build answers BuildDerivation. Nil waits until the client is gone.
 	build func(ctx context.Context) (*nix.BuildResult, error)
+
+	mu    sync.Mutex
+	roots []nix.StorePath
 }
 
 func (s *fakeStore) QueryValidPaths(_ context.Context, paths []nix.StorePath, _ bool) ([]nix.StorePath, error) {
 	return paths, nil
 }
 
-func (s *fakeStore) AddTempRoots(context.Context, []nix.StorePath) error { return nil }
+func (s *fakeStore) AddTempRoots(_ context.Context, paths []nix.StorePath) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.roots = append(s.roots, paths...)
+	return nil
+}
 
 func (s *fakeStore) NarFromPath(context.Context, nix.StorePath) (io.ReadCloser, error) {
 	return nil, nix.ErrNotFound

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -195,7 +196,13 @@ func (p *localProcess) gone() <-chan struct{} { return p.left }
 
 func (p *localProcess) endSeen() bool { return p.ended }
 
-// remark is empty: a daemon says everything in the protocol.
+// tap has nothing to hand on: a daemon says everything in the protocol.
+func (p *localProcess) tap(io.Writer) {}
+
+func (p *localProcess) untap(context.Context) {}
+
+func (p *localProcess) forget() {}
+
 func (p *localProcess) remark() remark { return remark{} }
 
 func (p *localProcess) lost() error {

@@ -7,8 +7,8 @@ import (
 	"nixbastion/internal/nix"
 )
 
-// The operations are those of the worker protocol's client with errors as
-// [Session] promises them. SetOptions is missing on purpose: what it sets would
+// The operations are those of the protocol's client with errors as [Session]
+// promises them. SetOptions is missing on purpose: what it sets would
 // hold for the next user of the session, too.
 
 // QueryValidPaths implements [nix.Store].
@@ -71,20 +71,40 @@ func (s *Session) AddTempRoots(ctx context.Context, paths []nix.StorePath) error
 	return s.fault(s.d.client.AddTempRoots(ctx, paths))
 }
 
+// The operations below are unknown to the serve protocol and refused with a
+// sentence where that is spoken.
+
 // QueryAllValidPaths implements [nix.PathLister].
 func (s *Session) QueryAllValidPaths(ctx context.Context) ([]nix.StorePath, error) {
-	paths, err := s.d.client.QueryAllValidPaths(ctx)
+	c, ok := s.d.client.(nix.PathLister)
+	if !ok {
+		return nil, s.noWords("a list of all paths")
+	}
+	paths, err := c.QueryAllValidPaths(ctx)
 	return paths, s.fault(err)
 }
 
 // QueryMissing implements [nix.MissingQuerier].
 func (s *Session) QueryMissing(ctx context.Context, targets []nix.DerivedPath) (*nix.Missing, error) {
-	missing, err := s.d.client.QueryMissing(ctx, targets)
+	c, ok := s.d.client.(nix.MissingQuerier)
+	if !ok {
+		return nil, s.noWords("what is missing for a build")
+	}
+	missing, err := c.QueryMissing(ctx, targets)
 	return missing, s.fault(err)
 }
 
 // QueryDerivationOutputMap implements [nix.OutputMapper].
 func (s *Session) QueryDerivationOutputMap(ctx context.Context, drvPath nix.StorePath) (map[string]nix.StorePath, error) {
-	outputs, err := s.d.client.QueryDerivationOutputMap(ctx, drvPath)
+	c, ok := s.d.client.(nix.OutputMapper)
+	if !ok {
+		return nil, s.noWords("the outputs of a derivation")
+	}
+	outputs, err := c.QueryDerivationOutputMap(ctx, drvPath)
 	return outputs, s.fault(err)
+}
+
+// noWords refuses what the serve protocol cannot ask for.
+func (s *Session) noWords(what string) error {
+	return nix.Refuse("builder '%s' is spoken to by the serve protocol (protocol: ssh), which cannot ask for %s", s.Builder(), what)
 }

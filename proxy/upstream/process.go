@@ -1,6 +1,9 @@
 package upstream
 
-import "io"
+import (
+	"context"
+	"io"
+)
 
 // process is what answers a session: a program on a builder, seen through the
 // channel on which it runs, or what this machine's daemon forks for a connection.
@@ -23,6 +26,14 @@ type process interface {
 
 	// server is how what runs it calls itself.
 	server() string
+	// tap hands what the process says beside the protocol to w, from now on. Untap
+	// ends that, once all was handed on that came before the last answer, the
+	// process has ended, or ctx has.
+	tap(w io.Writer)
+	untap(ctx context.Context)
+	// forget drops what it said so far, so that remark does not repeat it.
+	forget()
+
 	// gone is closed when nothing is left of the process here.
 	gone() <-chan struct{}
 	// endSeen reports, once it is gone, whether it was seen to end.

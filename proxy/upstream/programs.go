@@ -1,9 +1,26 @@
 package upstream
 
-import "strings"
+import (
+	"strings"
 
-// defaultProgram is looked up in the PATH that the builder's sshd gives us.
-const defaultProgram = "nix-daemon"
+	"nixbastion/policy"
+)
+
+// executable is what is started on a builder for a protocol. Its name is looked up
+// in the PATH that the builder's sshd gives us.
+type executable struct{ name, arguments string }
+
+var (
+	daemonProgram = executable{"nix-daemon", "--stdio"}
+	storeProgram  = executable{"nix-store", "--serve --write"}
+)
+
+func (t *target) defaultProgram() executable {
+	if t.protocol == policy.ProtocolServe {
+		return storeProgram
+	}
+	return daemonProgram
+}
 
 // profilePaths are where Nix is installed when a builder's sshd gives its
 // sessions a PATH without it, as many do. A shell there expands the tilde.
@@ -28,23 +45,24 @@ const notFound = 127
 
 // programs returns the configured command, or the ones to try.
 func (t *target) programs() programs {
+	standard := t.defaultProgram()
 	if t.program != "" {
-		return programs{commands: []string{command(t.program)}}
+		return programs{commands: []string{standard.command(t.program)}}
 	}
-	commands := []string{command(defaultProgram)}
+	commands := []string{standard.command(standard.name)}
 	for _, dir := range profilePaths {
-		commands = append(commands, command(dir+defaultProgram))
+		commands = append(commands, standard.command(dir+standard.name))
 	}
 	return programs{commands: commands}
 }
 
-// command completes a program to what is executed. A setting with arguments is
-// taken as it is: it may be a wrapper.
-func command(program string) string {
-	if strings.ContainsAny(program, " \t") {
-		return program
+// command completes a path of the program to what is executed. A setting with
+// arguments is taken as it is: it may be a wrapper.
+func (p executable) command(path string) string {
+	if strings.ContainsAny(path, " \t") {
+		return path
 	}
-	return program + " --stdio"
+	return path + " " + p.arguments
 }
 
 // missing notes that a command does not exist. It returns false when all of them

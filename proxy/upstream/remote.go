@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -18,6 +19,9 @@ const (
 	// closeGrace is how long a builder may take to confirm that a channel is
 	// closed. After that the whole connection is closed.
 	closeGrace = time.Second
+	// settleTime is how long the rest of a log is waited for after its build was
+	// answered. A line with much to carry may take a while.
+	settleTime = 3 * time.Second
 )
 
 var errProcessClosed = errors.New("session is closed")
@@ -31,7 +35,7 @@ var errProcessClosed = errors.New("session is closed")
 type remoteProcess struct {
 	conn   *conn
 	ch     ssh.Channel
-	stderr tail
+	stderr stderr
 	parked parked
 
 	// writing holds a token while somebody writes: the ssh library wants the end
@@ -43,6 +47,9 @@ type remoteProcess struct {
 	// program that has ended vanishes without an error, so that one gets to read
 	// what it said instead.
 	shaken atomic.Bool
+
+	// deaf says that the builder does not answer on the channel.
+	deaf atomic.Bool
 
 	closeOnce sync.Once
 	closing   chan struct{} // closed by Close
@@ -207,7 +214,7 @@ func (p *remoteProcess) watch(spoiled func()) {
 
 func (p *remoteProcess) spoiled() bool { return p.parked.spoiled() }
 
-func (p *remoteProcess) over() bool { return isClosed(p.closed) }
+func (p *remoteProcess) over() bool { return isClosed(p.closed) || p.deaf.Load() }
 
 func (p *remoteProcess) server() string { return clean(string(p.conn.link.ServerVersion())) }
 
@@ -223,7 +230,7 @@ func (p *remoteProcess) remark() remark {
 	case <-p.left:
 	case <-time.After(closeGrace):
 	}
-	r := remark{stderr: p.stderr.String()}
+	r := remark{stderr: p.stderr.tail.String()}
 	if isClosed(p.exited) {
 		r.status = p.status
 	}
@@ -231,6 +238,75 @@ func (p *remoteProcess) remark() remark {
 		p.conn.awaitEnd() // its streams end a moment before it does
 	}
 	return r
+}
+
+func (p *remoteProcess) tap(w io.Writer) { p.stderr.tap(w) }
+
+func (p *remoteProcess) untap(ctx context.Context) {
+	limit, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	p.settle(limit)
+	p.stderr.tap(nil)
+}
+
+func (p *remoteProcess) forget() { p.stderr.tail.reset() }
+
+// settle waits until what the program printed on its standard error before its
+// last answer has been read, or the program has ended.
+//
+// A program prints a log before the answer, but sshd has the two from different
+// pipes: when both wait it sends the answer first, and of a pipe no more than 16
+// KiB a turn. It looks at its pipes and then at what came from us, once a turn
+// each. So whatever waited in the pipe when it answered one request of ours is
+// sent, at least in part, before it answers the next. Between two answers that
+// have nothing between them there was nothing in the pipe.
+func (p *remoteProcess) settle(ctx context.Context) {
+	for quiet := 0; quiet < 2; quiet++ {
+		before := p.stderr.taken.Load()
+		if !p.echo(ctx) || !pause(ctx, handOver) {
+			return
+		}
+		if p.stderr.taken.Load() != before {
+			quiet = -1
+		}
+	}
+}
+
+// handOver is how long the goroutine that reads standard error may take for what
+// the ssh library has for it. The library does not tell whether it has anything.
+const handOver = 5 * time.Millisecond
+
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// echo asks the builder's sshd for any answer on the channel. Without one it
+// waits for the end of the program or of ctx.
+func (p *remoteProcess) echo(ctx context.Context) bool {
+	answered := make(chan bool, 1)
+	p.conn.builder.pool.running.Go(func() {
+		_, err := p.ch.SendRequest(keepAliveRequest, true, nil)
+		answered <- err == nil
+	})
+	select {
+	case ok := <-answered:
+		if ok {
+			return true
+		}
+	case <-ctx.Done():
+		p.deaf.Store(true) // the next request would wait for the answer to this one
+		return false
+	}
+	select {
+	case <-p.left:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 func isClosed(c <-chan struct{}) bool {

@@ -9,6 +9,7 @@ import (
 
 	"nixbastion/internal/nix"
 	"nixbastion/internal/nix/worker"
+	"nixbastion/policy"
 )
 
 // Session is a daemon session of which the holder is the only user. It is a
@@ -79,19 +80,26 @@ func (s *Session) Close() error {
 	return nil
 }
 
-// fault makes an Error of one that says that the session broke.
+// fault makes an Error of one that says that the session broke, or that the
+// builder does not let us build.
 func (s *Session) fault(err error) error {
+	t := s.d.builder.target
+	var refused *nix.RemoteError
+	if errors.As(err, &refused) && refusesAccount(refused.Message) {
+		return t.refused(clean(refused.Message))
+	}
 	var broken *worker.ConnError
 	if !errors.As(err, &broken) {
 		return err
 	}
-	p, t := s.d.process, s.d.builder.target
-	said := p.remark()
-	switch cause := p.lost(); {
+	said := s.d.process.remark()
+	switch cause := s.d.process.lost(); {
 	case cause != nil:
 		return t.faultf(Lost, "", "%w (%w)", cause, err)
 	case broken.Corrupt:
 		return t.faultf(Protocol, "", "%w%s", err, said)
+	case t.protocol == policy.ProtocolServe && said.gaveUp():
+		return t.gaveUp(s.d.command, broken.Op, said)
 	}
 	return t.faultf(Lost, "", "'%s' ended%s: %w", s.d.command, said, err)
 }

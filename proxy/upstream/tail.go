@@ -1,7 +1,9 @@
 package upstream
 
 import (
+	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"unicode"
@@ -27,12 +29,26 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// String returns the text as one printable line.
+func (t *tail) reset() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.buf = t.buf[:0]
+}
+
+// String returns the text as one printable line. It begins with the last error,
+// if there is one: what comes before that is of no use in one of our own.
 func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return clean(string(t.buf[max(0, len(t.buf)-keepStderr):]))
+	text := t.buf[max(0, len(t.buf)-keepStderr):]
+	if bytes.HasPrefix(text, errorMark[1:]) {
+		text = append([]byte{'\n'}, text...)
+	}
+	return clean(string(text[max(0, bytes.LastIndex(text, errorMark)):]))
 }
+
+// errorMark begins what Nix says before it gives up.
+var errorMark = []byte("\nerror:")
 
 // clean makes a peer's text fit for a line in a log or on a terminal: it can
 // neither begin a new line nor move the cursor.
@@ -51,6 +67,16 @@ type remark struct {
 	stderr string
 	status exitStatus
 }
+
+// gaveUp reports whether the program ended by itself and for a reason of its own,
+// not because it lost the daemon behind it.
+func (r remark) gaveUp() bool {
+	lost := slices.ContainsFunc(daemonLost, func(words string) bool { return strings.Contains(r.stderr, words) })
+	return r.status.known && r.status.code == 1 && strings.HasPrefix(r.stderr, "error:") && !lost
+}
+
+// daemonLost are the words of a Nix whose daemon has gone.
+var daemonLost = []string{"unexpected end-of-file", "disconnected unexpectedly", "Broken pipe", "Connection reset by peer"}
 
 // String is "" if there is nothing to say, and else continues a sentence.
 func (r remark) String() string {

@@ -19,6 +19,7 @@ type target struct {
 	// over ssh; all that follows up to program is about ssh then, and not used,
 	// except address, the socket as a URL, and user, the account we run as.
 	socket   string
+	protocol policy.Protocol
 	address  string // with port
 	user     string
 	identity *identity
@@ -35,7 +36,7 @@ func newTarget(b *policy.Builder) *target {
 			identity: &identity{}, maxJobs: b.MaxJobs}
 	}
 	return &target{
-		name: b.Name, address: b.Address, user: b.User,
+		name: b.Name, protocol: b.Protocol, address: b.Address, user: b.User,
 		identity: &identity{file: b.IdentityFile},
 		hostKeys: b.HostKeys, knownHosts: b.KnownHosts,
 		program: b.RemoteProgram, maxJobs: b.MaxJobs,
@@ -44,7 +45,7 @@ func newTarget(b *policy.Builder) *target {
 
 // sameAs reports whether connections and sessions of one serve for the other.
 func (t *target) sameAs(o *target) bool {
-	return t.name == o.name && t.socket == o.socket && t.address == o.address && t.user == o.user &&
+	return t.name == o.name && t.socket == o.socket && t.protocol == o.protocol && t.address == o.address && t.user == o.user &&
 		t.identity.file == o.identity.file && t.knownHosts == o.knownHosts && t.program == o.program &&
 		slices.EqualFunc(t.hostKeys, o.hostKeys, sameKey)
 }
