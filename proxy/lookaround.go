@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"nixbastion/policy"
 	"nixbastion/proxy/upstream"
 )
 
@@ -40,20 +41,24 @@ func (t *tries) session(ctx context.Context, builder string) (*upstream.Session,
 	return t.pool.Get(ctx, builder)
 }
 
-// lookAround tries to get a session on every other builder of the domain, and
-// gives it back: the pool tells the router which are down. It does so for the
-// builds that follow too, and ends with the proxy and not with the client.
+// lookAround looks at every other builder of the domain.
 func (t *tries) lookAround(instead string) {
-	ctx, cancel := context.WithTimeout(t.fetchCtx, lookTimeout)
+	t.lookAt(slices.DeleteFunc(slices.Clone(t.policy.Current().Builders), func(b policy.Builder) bool {
+		return b.Name == instead || !slices.Contains(b.Domains, t.order.principal.Domain)
+	}))
+}
+
+// lookAt tries to get a session on each of some builders, and gives it back: the
+// pool tells the router which are down. It does so for whatever follows, and ends
+// with the proxy and not with a client.
+func (b *builds) lookAt(builders []policy.Builder) {
+	ctx, cancel := context.WithTimeout(b.fetchCtx, lookTimeout)
 	defer cancel()
 	var looking errgroup.Group
 	looking.SetLimit(maxAsked)
-	for _, b := range t.policy.Current().Builders {
-		if b.Name == instead || !slices.Contains(b.Domains, t.order.principal.Domain) {
-			continue
-		}
+	for _, builder := range builders {
 		looking.Go(func() error {
-			if sess, err := t.pool.Get(ctx, b.Name); err == nil {
+			if sess, err := b.pool.Get(ctx, builder.Name); err == nil {
 				sess.Release()
 			}
 			return nil

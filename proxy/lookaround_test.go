@@ -47,3 +47,26 @@ func TestABuildFailsSoonWhenAllBuildersAreGone(t *testing.T) {
 		}
 	}
 }
+
+// Guards against a proxy that takes a builder for up until somebody needs it: whoever
+// is to be sent away when there is none would stay, and fail.
+func TestBuildersAreLookedAtFromTheStart(t *testing.T) {
+	away, there := newLabBuilder("away"), newLabBuilder("there")
+	l := newLab(t, away, there)
+	away.die()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- l.proxy.Serve(ctx, []net.Listener{listener}) }()
+	eventually(t, "away is known to be down, and there to be up", func() bool {
+		status := l.proxy.router.Status().Builders
+		return status[0].Trouble != "" && status[1].Trouble == ""
+	})
+	stop()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}

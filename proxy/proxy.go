@@ -121,6 +121,7 @@ func (p *Proxy) Reload() error {
 		return err
 	}
 	p.apply(p.policy.Current())
+	p.lookAtBuilders()
 	p.warnOfHostCertificate()
 	return nil
 }
@@ -138,9 +139,16 @@ func (p *Proxy) apply(pol *policy.Policy) {
 	p.router.SetBuilders(places)
 }
 
+// lookAtBuilders learns in the background which builders are there, before
+// anybody needs them: who has none is to be told so, or sent away.
+func (p *Proxy) lookAtBuilders() {
+	p.builds.fetches.Go(func() { p.builds.lookAt(p.policy.Current().Builders) })
+}
+
 // Serve answers connections of all listeners until ctx ends, then returns nil.
 // It owns the listeners.
 func (p *Proxy) Serve(ctx context.Context, listeners []net.Listener) error {
+	p.lookAtBuilders()
 	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		group.Go(func() error { return p.front.Serve(ctx, l) })

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"testing"
 	"time"
@@ -31,7 +32,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("PORT", freePort(t))
 			return os.WriteFile(filepath.Join(env.WorkDir, "builder-key"), privatePEM("client"), 0o600)
 		},
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"exits": exits, "appears": appears, "fill": fill},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"exits": exits, "appears": appears, "fill": fill, "until": until},
 	})
 }
 
@@ -66,6 +67,19 @@ func appears(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Fatalf("there is no %s after 20 s", args[0])
+}
+
+// until runs a command again and again until it prints something: until REGEXP COMMAND ARG...
+func until(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: until REGEXP COMMAND ARG...")
+	}
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if ts.Exec(args[1], args[2:]...) == nil && regexp.MustCompile(args[0]).MatchString(ts.ReadFile("stdout")) {
+			return
+		}
+	}
+	ts.Fatalf("%q did not print %s in 20 s", args[1:], args[0])
 }
 
 // fill writes the environment's variables into a file: fill FILE.

@@ -46,9 +46,9 @@ func (c serveCmd) Run() error {
 		return errors.Join(err, stopAdmin(admin), shutdown(p))
 	}
 	stopReloads := reloadOnHangup(p, live, log)
-	defer stopReloads()
 	log.Info("serving", "version", version, "listen", live.Current().Listen, "config", c.Config)
 	err = p.Serve(ctx, listeners)
+	stopReloads()
 	log.Info("shutting down")
 	return errors.Join(err, stopAdmin(admin), shutdown(p))
 }
