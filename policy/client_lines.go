@@ -23,6 +23,9 @@ type ClientLines struct {
 	HostKeyField string
 	// KnownHosts is a line of known_hosts.
 	KnownHosts string
+	// CertAuthority is another, for clients that trust the authority of the
+	// proxy's certificate; empty if it has none of that name.
+	CertAuthority string
 	// SSHConfig are lines of ssh_config; nil if the proxy is on ssh's own port.
 	SSHConfig []string
 }
@@ -35,14 +38,25 @@ func (p *Policy) ClientLines(domain, host string, hostKey ssh.PublicKey) (Client
 	}
 	key := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(hostKey)))
 	lines := ClientLines{
-		Store:        storeURI(host),
-		HostKeyField: hostKeyField(key),
-		KnownHosts:   host + " " + key,
-		SSHConfig:    p.sshConfig(host),
+		Store:         storeURI(host),
+		HostKeyField:  hostKeyField(key),
+		KnownHosts:    host + " " + key,
+		CertAuthority: p.certAuthority(host),
+		SSHConfig:     p.sshConfig(host),
 	}
 	lines.Systems, lines.Features, lines.Slots = p.offers(domain)
 	if len(lines.Systems) > 0 {
 		lines.Machines = p.machine(domain, host, key)
 	}
 	return lines, nil
+}
+
+// certAuthority returns the line of known_hosts by which clients know every host
+// of the authority that certified the proxy's key; empty if none did for host.
+func (p *Policy) certAuthority(host string) string {
+	c := p.SSH.HostCertificate
+	if c == nil || !c.names(host) {
+		return ""
+	}
+	return "@cert-authority " + host + " " + keyLine(c.Certificate.SignatureKey)
 }

@@ -38,3 +38,19 @@ func TestClientLinesAreThoseOfOneDomain(t *testing.T) {
 		}
 	}
 }
+
+// Guards against the word of an authority for a host that it does not know.
+func TestClientLinesNameTheAuthorityOfTheHost(t *testing.T) {
+	pol, err := Load(newDir(t).withHostCertificate(hostCertificateOf(t, func(c *ssh.Certificate) { c.ValidPrincipals = []string{"nix.example.org"} })))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for host, want := range map[string]string{
+		"nix.example.org": "@cert-authority nix.example.org " + authorizedLine("ca"), "proxy": "",
+	} {
+		lines, err := pol.ClientLines("default", host, pol.SSH.HostCertificate.Certificate.Key)
+		if err != nil || lines.CertAuthority != want {
+			t.Errorf("%s: %q, %v, want %q", host, lines.CertAuthority, err, want)
+		}
+	}
+}

@@ -146,7 +146,7 @@ func (t *description) hostCertificate(host string) {
 	case c == nil:
 	case c.names(host):
 		t.line(0, "\nor, for clients that trust the authority of its certificate:")
-		t.line(1, "@cert-authority %s %s", host, keyLine(c.Certificate.SignatureKey))
+		t.line(1, "%s", t.pol.certAuthority(host))
 	default:
 		t.line(0, "\nThe certificate of the proxy's host key is not for %s.", host)
 	}

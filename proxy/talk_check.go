@@ -42,8 +42,10 @@ type keyAnswer struct {
 	MachinesLine   string   `json:"machines_line"`
 	NixConf        []string `json:"nix_conf"`
 	KnownHostsLine string   `json:"known_hosts_line"`
-	HostKeyField   string   `json:"host_key_field"`
-	SSHConfig      []string `json:"ssh_config"`
+	// CertAuthorityLine is there if this host shows a certificate for Host.
+	CertAuthorityLine string   `json:"cert_authority_line,omitempty"`
+	HostKeyField      string   `json:"host_key_field"`
+	SSHConfig         []string `json:"ssh_config"`
 }
 
 func (p *Proxy) checkKey(a *asker, args []string) (answer, error) {
@@ -66,7 +68,7 @@ func (p *Proxy) checkKey(a *asker, args []string) (answer, error) {
 		Principal: principal.Name, Role: principal.Role.String(), Domain: principal.Domain,
 		Trusted: trustOf(principal.Role) == nix.Trusted,
 		Systems: orNone(lines.Systems), Features: orNone(lines.Features), Slots: lines.Slots,
-		Host: host, KnownHostsLine: lines.KnownHosts, HostKeyField: lines.HostKeyField, SSHConfig: orNone(lines.SSHConfig),
+		Host: host, KnownHostsLine: lines.KnownHosts, CertAuthorityLine: lines.CertAuthority, HostKeyField: lines.HostKeyField, SSHConfig: orNone(lines.SSHConfig),
 	}
 	k.BuildersUp, k.Builders = p.countBuilders(principal.Domain)
 	k.nixLines(principal.Role, lines)
@@ -121,6 +123,9 @@ func (k *keyAnswer) print(page *page) {
 		page.paste("in /etc/nix/nix.conf; Nix takes only what is signed by a key that it trusts", k.NixConf...)
 	}
 	page.paste("in /root/.ssh/known_hosts, one line", k.KnownHostsLine)
+	if k.CertAuthorityLine != "" {
+		page.paste("or there, for clients that trust the authority of this host's certificate", k.CertAuthorityLine)
+	}
 	page.paste("or the same as the last field of a line in /etc/nix/machines, and as publicHostKey of nix.buildMachines", k.HostKeyField)
 	if len(k.SSHConfig) > 0 {
 		page.paste("in /root/.ssh/config, as this host is not on port 22", k.SSHConfig...)
