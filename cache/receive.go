@@ -113,7 +113,7 @@ func (c *Cache) ReceiveUnnamed(ctx context.Context, nar io.Reader, g Grant, name
 		s.discard(err)
 		return nil, err
 	}
-	if _, err := c.commit(ctx, rec, s, g, nil); err != nil {
+	if _, err := c.commit(ctx, arrived(rec), s, g, nil); err != nil {
 		return nil, fmt.Errorf("add %s: %w", info.Path, err)
 	}
 	return c.QueryPathInfo(g.Domain, info.Path)

@@ -192,6 +192,7 @@ func TestUnnamedContentIsNamedByItsBytes(t *testing.T) {
 		t.Fatalf("got %+v, %v", info, err)
 	}
 	o.holds(t, c, "team")
+	wantProvenance(t, c, "team", o.info.Path, ContentAddressed)
 	absent(t, c, "others", o.info.Path)
 	flushed(t, c)
 	if s := c.Stats(); s.Bytes != cost(o.info.NarSize) {
