@@ -87,3 +87,22 @@ func TestAddToStoreStopsAtTheSizeLimit(t *testing.T) {
 		t.Errorf("read = %d, %v", n, err)
 	}
 }
+
+// Guards against nix-build --repair that ends at its first .drv file, and against
+// an upload that replaces what is valid.
+func TestOnlyContentThatNamesItselfMayComeToRepair(t *testing.T) {
+	l := newLab(t)
+	alice := l.client("alice")
+	req := nix.AddToStoreRequest{Name: "x.drv", Method: method(t, "text:sha256"), Repair: true}
+	for range 2 {
+		info, err := alice.AddToStore(t.Context(), nix.Discard, req, strings.NewReader("Derive"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := alice.read(t.Context(), info.Path); got != "Derive" || err != nil {
+			t.Errorf("the path holds %q, %v", got, err)
+		}
+	}
+	err := alice.uploadWith(t.Context(), nix.AddOptions{Repair: true, DontCheckSigs: true}, newLabFile(labPath("y"), "y"))
+	wantRefusal(t, "an upload", err, "does not replace")
+}
