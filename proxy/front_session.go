@@ -30,7 +30,6 @@ type frontSession struct {
 	env      map[string]string // made when the first variable comes
 	terminal bool              // the client asked for one
 	gone     chan struct{}     // closed when the client closed the channel or is gone
-	lately   rate              // requests while the command runs
 }
 
 // serveSession runs in a goroutine of its own, which gliderlabs/ssh started.
@@ -108,21 +107,21 @@ func (s *frontSession) run() {
 		defer s.conn.front.recovered("requests of a session")
 		defer cancel()
 		defer close(s.gone)
-		s.drain()
+		s.conn.drain(s.requests)
 	})
 	if start == nil {
 		s.channel.Close()
 	} else {
 		s.finish(start(ctx))
 	}
-	s.awaitGone()
+	s.conn.awaitGone(s.gone)
 }
 
 // awaitStart answers requests until one starts something, and returns what. It
 // returns nil when none does in time, or after too many.
 func (s *frontSession) awaitStart() func(context.Context) int {
 	limits := s.conn.front.limits
-	patience := s.newPatience(limits.SessionStart, startExtensions)
+	patience := s.conn.newPatience(limits.SessionStart, startExtensions)
 	defer patience.timer.Stop()
 	for n := 1; ; n++ {
 		select {
@@ -275,10 +274,11 @@ func (s *frontSession) finish(status int) {
 
 // drain answers requests until the channel is gone. The connection stands still
 // for everybody on it while requests wait to be read.
-func (s *frontSession) drain() {
-	for req := range s.requests {
-		if s.lately.hit(time.Now()) > floodFactor*s.conn.front.limits.OpensPer10s {
-			s.conn.abort("flood of requests")
+func (c *frontConn) drain(requests <-chan *ssh.Request) {
+	var lately rate
+	for req := range requests {
+		if lately.hit(time.Now()) > floodFactor*c.front.limits.OpensPer10s {
+			c.abort("flood of requests")
 		}
 		req.Reply(false, nil)
 	}
@@ -287,17 +287,17 @@ func (s *frontSession) drain() {
 // awaitGone waits for the client's half of the close. Until then the library keeps
 // the channel and up to a window of unread input, so its place stays taken. A client
 // that never closes loses the connection.
-func (s *frontSession) awaitGone() {
-	patience := s.newPatience(s.conn.front.limits.WriteStall, startExtensions)
+func (c *frontConn) awaitGone(gone <-chan struct{}) {
+	patience := c.newPatience(c.front.limits.WriteStall, startExtensions)
 	defer patience.timer.Stop()
 	for {
 		select {
-		case <-s.gone:
+		case <-gone:
 			return
 		case <-patience.timer.C:
 			if !patience.extend() {
-				s.conn.abort("channel not closed")
-				<-s.gone
+				c.abort("channel not closed")
+				<-gone
 				return
 			}
 		}
@@ -314,9 +314,9 @@ type patience struct {
 	seen  int64 // bytes received when the timer was set
 }
 
-func (s *frontSession) newPatience(step time.Duration, extensions int) *patience {
+func (c *frontConn) newPatience(step time.Duration, extensions int) *patience {
 	return &patience{
-		conn: s.conn, timer: time.NewTimer(step), step: step, left: extensions, seen: s.conn.received.Load(),
+		conn: c, timer: time.NewTimer(step), step: step, left: extensions, seen: c.received.Load(),
 	}
 }
 
