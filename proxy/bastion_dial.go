@@ -28,6 +28,16 @@ type bastion struct {
 	machine func() (machine, error)
 }
 
+// jump connects to what a client asks for, as [FrontOptions.Jump].
+func (p *Proxy) jump(ctx context.Context, who *Identity, host string, port uint32) (JumpConn, error) {
+	b := bastion{
+		lookup:  net.DefaultResolver.LookupNetIP,
+		dial:    dialTarget,
+		machine: func() (machine, error) { return ownMachine(p.front.addresses()) },
+	}
+	return b.connect(ctx, p.policy.Current(), who.Data.(*policy.Access), host, port)
+}
+
 // connect returns a [JumpRefusal] for all that is not allowed.
 func (b *bastion) connect(ctx context.Context, pol *policy.Policy, access *policy.Access, host string, port uint32) (JumpConn, error) {
 	g, err := goalOf(pol, access, host, port)

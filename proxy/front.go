@@ -27,6 +27,7 @@ import (
 //	front_gate.go       the order of what ends a session
 //	front_stream.go     writes that must make progress
 //	front_conn.go       the socket: grace, acknowledgements, read buffer
+//	bastion*.go         channels to other hosts
 //	keepalive.go        peers that are gone
 //	limits.go           every number
 //	hostkey.go          who we are
@@ -109,6 +110,11 @@ type FrontOptions struct {
 	// channel or the connection is gone, or when Shutdown runs out of patience.
 	// A panic in it ends that session alone.
 	Exec func(ctx context.Context, x *Exec) int
+	// Jump connects to a target for a client that uses this host as its jump host,
+	// within ctx. The host is as the client sent it, and the port may be any number.
+	// What is not allowed is a [JumpRefusal]; of other errors the client learns the
+	// kind alone. Nil refuses every jump.
+	Jump func(ctx context.Context, who *Identity, host string, port uint32) (JumpConn, error)
 	// Limits; the zero value means the defaults.
 	Limits Limits
 	// Ciphers, when set, are offered to every client in this order instead of the
@@ -126,6 +132,7 @@ type Front struct {
 	authorize func(ssh.PublicKey, netip.Addr) (Grant, error)
 	offered   func(ssh.PublicKey, netip.Addr) error
 	exec      func(context.Context, *Exec) int
+	jump      func(context.Context, *Identity, string, uint32) (JumpConn, error)
 	limits    Limits
 	offers    cipherOffers
 	log       *slog.Logger
@@ -133,7 +140,8 @@ type Front struct {
 	room       *waitingRoom
 	principals *tally
 	windows    *budget
-	slots      chan struct{} // one per open connection
+	slots      chan struct{} // one per open connection and jump
+	jumps      chan struct{} // one per jump
 	stopping   chan struct{} // closed when Shutdown begins
 
 	wg sync.WaitGroup // Serve calls and connections
@@ -167,12 +175,13 @@ func NewFront(opts FrontOptions) (*Front, error) {
 	}
 	limits := opts.Limits.withDefaults()
 	return &Front{
-		hostKeys: opts.HostKeys, hostCert: opts.HostCertificate, offered: opts.Offered, authorize: opts.Authorize, exec: opts.Exec,
+		hostKeys: opts.HostKeys, hostCert: opts.HostCertificate, offered: opts.Offered, authorize: opts.Authorize, exec: opts.Exec, jump: opts.Jump,
 		limits: limits, offers: offers, log: opts.Log,
 		room:       newWaitingRoom(limits),
 		principals: newTally(),
 		windows:    &budget{limit: limits.WindowMemory},
 		slots:      make(chan struct{}, limits.openConnections()),
+		jumps:      make(chan struct{}, limits.jumpPlaces()),
 		stopping:   make(chan struct{}),
 		listeners:  make(map[net.Listener]struct{}),
 		conns:      make(map[*frontConn]struct{}),
@@ -221,6 +230,17 @@ func (f *Front) forget(l net.Listener) {
 	defer f.mu.Unlock()
 	delete(f.listeners, l)
 	l.Close()
+}
+
+// addresses are where the front is listening.
+func (f *Front) addresses() []netip.AddrPort {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var all []netip.AddrPort
+	for l := range f.listeners {
+		all = append(all, addrPort(l.Addr()))
+	}
+	return all
 }
 
 // takeSlot waits while as many connections are open as file descriptors allow.
@@ -277,8 +297,9 @@ func (f *Front) isStopping() bool {
 // ended and their connections were closed.
 const hardStopPatience = 10 * time.Second
 
-// Shutdown stops accepting, closes connections that run no command, and waits
-// for the others; [Exec.Stopping] tells them. When ctx ends first, contexts are
+// Shutdown stops accepting, closes jumps and connections that run no command, and
+// waits for the others; [Exec.Stopping] tells them. Jumps get no time: nobody can
+// tell a client through them that it should come to an end. When ctx ends first, contexts are
 // cancelled and connections closed, and the error of ctx is returned.
 func (f *Front) Shutdown(ctx context.Context) error {
 	f.stop()
@@ -351,8 +372,9 @@ func (c *frontConn) runShell() {
 		ServerConfigCallback:     func(shell.Context) *ssh.ServerConfig { return c.serverConfig() },
 		ConnectionFailedCallback: func(_ net.Conn, err error) { c.loginFailed(err) },
 		ChannelHandlers: map[string]shell.ChannelHandler{
-			"session": shellHandler(c.serveSession),
-			"default": shellHandler(c.refuseChannel),
+			"session":      shellHandler(c.serveSession),
+			"direct-tcpip": shellHandler(c.serveJump),
+			"default":      shellHandler(c.refuseChannel),
 		},
 		RequestHandlers: map[string]shell.RequestHandler{
 			"default": func(_ shell.Context, _ *shell.Server, req *ssh.Request) (bool, []byte) {

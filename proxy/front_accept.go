@@ -94,17 +94,13 @@ func (c *frontConn) stopTimers() {
 	}
 }
 
-// refuseChannel answers every channel that is not a session.
+// refuseChannel answers every channel that is neither a session nor a jump.
 func (c *frontConn) refuseChannel(_ *ssh.ServerConn, channel ssh.NewChannel) {
 	defer c.front.recovered("channel")
 	if _, ok := c.countOpen(); !ok {
 		return
 	}
-	if channel.ChannelType() == "direct-tcpip" {
-		c.refuse(channel, ssh.Prohibited, "administratively prohibited: not offered yet")
-		return
-	}
-	c.refuse(channel, ssh.UnknownChannelType, "nixbastion: only sessions are served")
+	c.refuse(channel, ssh.UnknownChannelType, "nixbastion: only sessions and jumps are served")
 }
 
 // refuse says no to a channel. A peer that does not read the refusals piles them

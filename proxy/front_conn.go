@@ -56,11 +56,12 @@ type frontConn struct {
 	granted  string // principal whose tally counts this connection
 	loggedIn atomic.Bool
 
-	sessions sync.WaitGroup
+	sessions sync.WaitGroup // and jumps
 
 	mu       sync.Mutex // guards what follows
 	ended    bool       // no more sessions
 	running  int        // sessions
+	jumping  int        // jumps
 	refusing int        // channels whose refusal is being written
 	opens    rate
 	why      string // why we closed it; the first reason stays

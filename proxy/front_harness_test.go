@@ -445,7 +445,7 @@ func rsaSigner(t testing.TB, bits int) *rsaKey {
 }
 
 // holdings are what a Front holds for its clients.
-type holdings struct{ waiting, conns, principals, windows, slots int }
+type holdings struct{ waiting, conns, principals, windows, slots, jumps int }
 
 // held waits until all is quiet in a bubble.
 func (s *site) held() holdings {
@@ -456,5 +456,5 @@ func (s *site) held() holdings {
 		mu.Lock()
 		defer mu.Unlock()
 	}
-	return holdings{len(f.room.waiting), len(f.conns), len(f.principals.n), int(f.windows.used / sessionWindow), len(f.slots)}
+	return holdings{len(f.room.waiting), len(f.conns), len(f.principals.n), int(f.windows.used / sessionWindow), len(f.slots), len(f.jumps)}
 }

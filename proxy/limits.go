@@ -79,6 +79,16 @@ type Limits struct {
 	// CommandBytes is the length of a command. Default 4 KiB; real ones have 40.
 	CommandBytes int
 
+	// Jumps is the number of jumps to other hosts at one time per connection.
+	// Default 32. All connections together have at most a quarter of Connections
+	// and of WindowMemory for jumps, so that they cannot keep sessions out.
+	Jumps int
+	// JumpDial is the time for a jump to be resolved and connected. Default 10 s.
+	JumpDial time.Duration
+	// JumpIdle is how long a jump may live without a byte in either direction.
+	// Default 1 h.
+	JumpIdle time.Duration
+
 	// KeepAlive is the pause after which a silent peer is asked for a sign of
 	// life. Default 15 s.
 	KeepAlive time.Duration
@@ -86,7 +96,7 @@ type Limits struct {
 	// the connection is closed. Default 3.
 	KeepAliveMisses int
 	// WriteStall is how long a write may stand still before the connection is
-	// closed. Default 120 s.
+	// closed, or the jump that it belongs to. Default 120 s.
 	WriteStall time.Duration
 }
 
@@ -123,6 +133,9 @@ func (l Limits) withDefaults() Limits {
 	orDefault(&l.EnvVars, 32)
 	orDefault(&l.EnvBytes, 4<<10)
 	orDefault(&l.CommandBytes, 4<<10)
+	orDefault(&l.Jumps, 32)
+	orDefault(&l.JumpDial, 10*time.Second)
+	orDefault(&l.JumpIdle, time.Hour)
 	orDefault(&l.KeepAlive, 15*time.Second)
 	orDefault(&l.KeepAliveMisses, 3)
 	orDefault(&l.WriteStall, 120*time.Second)

@@ -93,6 +93,7 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 		Authorize:       p.authorize,
 		Offered:         p.offered,
 		Exec:            p.exec,
+		Jump:            p.jump,
 		Ciphers:         pol.SSH.Ciphers,
 		Log:             p.log,
 	})
