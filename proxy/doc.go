@@ -3,7 +3,7 @@
 // Begin with [Proxy], which ties the parts together, then follow a build:
 //
 //	front.go     SSH: who is it, and what does he ask for (exec)
-//	command.go   is it a protocol we speak
+//	command.go   is it a protocol we speak (else: probe.go, talk.go)
 //	session.go   the client's store: queries and uploads, answered by the cache
 //	targets.go   what a client wants realised, and what that needs
 //	build.go     the one place where route, upstream and cache meet
@@ -11,6 +11,9 @@
 //	push.go      inputs from the cache to the builder
 //	fetch.go     outputs from the builder to the cache
 //	buildlog.go  one writer, many followers
+//
+// Beside it, bastion.go carries jumps to other hosts, and talk.go answers the
+// questions of people: status, why, check, help.
 //
 // Place, slot, session and client are four lifetimes. A lease holds a slot until
 // the builder replied; the session to the builder lives until the last output is
