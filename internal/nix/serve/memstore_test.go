@@ -2,6 +2,7 @@ package serve
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -53,6 +54,9 @@ func storeWithPaths() *memStore {
 
 func (m *memStore) QueryValidPaths(ctx context.Context, paths []nix.StorePath, substitute bool) ([]nix.StorePath, error) {
 	m.substitute = append(m.substitute, substitute)
+	if slices.ContainsFunc(paths, nix.StorePath.IsZero) {
+		return nil, errors.New("asked about no path")
+	}
 	return m.Memory.QueryValidPaths(ctx, paths, substitute)
 }
 

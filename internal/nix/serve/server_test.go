@@ -400,6 +400,23 @@ func TestHangUpEndsTheCommand(t *testing.T) {
 	}
 }
 
+// Guards against the fate of a command depending on how much faster its client
+// closes than the store answers: one that only stops to speak reads its reply.
+func TestClientThatStopsToSpeakReadsItsReply(t *testing.T) {
+	store := newMemStore()
+	store.build = func(ctx context.Context, _ nix.Logger) (*nix.BuildResult, error) {
+		<-ctx.Done()
+		return someResult(), nil
+	}
+	heard, err := serveAndHangUp(store, allOf(t), bytesOf(Latest, hello), bytesOf(Latest, requestOf(cmdBuildDerivation)))
+	if !errors.Is(err, ErrHangUp) {
+		t.Errorf("serve: %v", err)
+	}
+	if !bytes.HasSuffix(heard, bytesOf(Latest, func(c *conn) { c.writeBuildResult(someResult()) })) {
+		t.Errorf("heard %q", heard)
+	}
+}
+
 // waitingStore builds until somebody stops it.
 type waitingStore struct {
 	*memStore
