@@ -1,17 +1,19 @@
-// Package upstream keeps SSH connections to builders and gives out daemon
-// sessions on them. Begin with [Pool].
+// Package upstream keeps connections to builders and gives out sessions with
+// their Nix. Begin with [Pool].
 //
 // From a builder's name to a session:
 //
 //	Pool.Get
-//	  builder.Get         an idle session, if one waits
-//	  builder.openSession else a new one:
+//	  builder.get         an idle session, if one waits
+//	  builder.open        else a new one, over ssh:
 //	    builder.reserve     a connection with room for a channel, dialled if need be
 //	    conn.start          a channel on which the remote program runs: a process
-//	    worker.NewClient    the daemon's handshake
+//	                      or at the socket of this machine's daemon:
+//	    connectSocket       a connection, which is a process of its own
+//	    builder.greet       the handshake of the worker or the serve protocol
 //
-// What lives how long: a connection carries several processes and is closed some
-// minutes after the last; a process is one session; a session is used by one
+// What lives how long: an ssh connection carries several processes and is closed
+// some minutes after the last; a process is one session; a session is used by one
 // build after the other, and ended when it is too old, holds too much on the
 // builder, or is not exactly between two operations.
 //

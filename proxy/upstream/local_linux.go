@@ -11,7 +11,7 @@ import (
 // idleGrace is how long a daemon that does nothing may take to see the end of its
 // input and to close its own end. One that builds looks for nothing but a
 // connection that is shut in both directions.
-const idleGrace = 50 * time.Millisecond
+const idleGrace = 200 * time.Millisecond
 
 // hangUp shuts a connection and waits until the other end is closed, too, or ctx
 // ends. It reports whether the other end was closed.

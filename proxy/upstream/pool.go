@@ -160,7 +160,7 @@ func (p *Pool) exchange(targets []*target) (added, removed []*builder) {
 	return added, removed
 }
 
-// Get returns a session with the daemon of a builder: one that waits idle, or a
+// Get returns a session with a builder: one that waits idle, or a
 // new one. Its user calls Release or End. An error is an [Error], or that of ctx
 // if it ended. A builder that failed lately is not tried, and the error comes at
 // once.

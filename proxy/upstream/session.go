@@ -12,8 +12,8 @@ import (
 	"nixbastion/policy"
 )
 
-// Session is a daemon session of which the holder is the only user. It is a
-// [nix.Store], one operation at a time; all of its errors that are the builder's
+// Session is a session with a builder's Nix, in whichever protocol, of which the
+// holder is the only user. It is a [nix.Store], one operation at a time; all of its errors that are the builder's
 // fault are an [Error]. What the session uploads, builds and names as a temporary
 // root is kept from the builder's garbage collector until the session ends, and
 // may be at any time after Release.
