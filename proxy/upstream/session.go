@@ -13,10 +13,10 @@ import (
 )
 
 // Session is a session with a builder's Nix, in whichever protocol, of which the
-// holder is the only user. It is a [nix.Store], one operation at a time; all of its errors that are the builder's
-// fault are an [Error]. What the session uploads, builds and names as a temporary
-// root is kept from the builder's garbage collector until the session ends, and
-// may be at any time after Release.
+// holder is the only user. It is a [nix.Store], one operation at a time; all of
+// its errors that are the builder's fault are an [Error]. What the session
+// uploads, builds and names as a temporary root is kept from the builder's
+// garbage collector until the session ends, and may be at any time after Release.
 //
 // The end of an operation's context ends the session: the builder is told at
 // once, and the operation returns when it has obeyed, or after
