@@ -159,7 +159,7 @@ func permitBuilder(access *policy.Access, b *policy.Builder, g goal, asked uint3
 
 func listedTarget(list []policy.JumpTarget, t target) bool {
 	for _, l := range list {
-		if l.Builder != "" || l.Port != 0 && l.Port != t.port {
+		if l.Port != 0 && l.Port != t.port {
 			continue
 		}
 		if t.addr.IsValid() && l.Net.IsValid() && l.Net.Contains(t.addr) || t.name != "" && l.Host != "" && matchesHost(l.Host, t.name) {

@@ -15,7 +15,7 @@ var yard = &policy.Policy{Builders: []policy.Builder{
 	{Name: "odd", Address: "192.0.2.10:22", Domains: []string{"default"}},
 	{Name: "foreign", Address: "[2001:db8::5]:22", Domains: []string{"other"}},
 	{Name: "here", Address: "127.0.0.1:31022", Domains: []string{"default"}},
-	{Name: "local", Socket: "/nix/var/nix/daemon-socket/socket", Domains: []string{"default"}},
+	{Name: "local", Socket: "/nix/var/nix/daemon-socket/socket", Address: "192.0.2.66:22", Domains: []string{"default"}},
 	{Name: "2130706433", Address: "number.example.org:22", Domains: []string{"default"}},
 }}
 
