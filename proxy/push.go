@@ -56,7 +56,16 @@ func (p *push) compare(ctx context.Context, sess *upstream.Session, held []nix.S
 	if err != nil {
 		return err
 	}
-	for _, theirs := range infos {
+	return sameContent(held, infos, ours)
+}
+
+// sameContent compares what a builder says of the paths that it called valid; an
+// info is nil where it then knew nothing of one.
+func sameContent(held []nix.StorePath, infos []*nix.PathInfo, ours map[nix.StorePath]*nix.PathInfo) error {
+	for i, theirs := range infos {
+		if theirs == nil {
+			return nix.Refuse("calls %s valid and then knows nothing of it", held[i])
+		}
 		if our := ours[theirs.Path]; our != nil && our.NarHash != theirs.NarHash {
 			return nix.Refuse("holds %s with other content (%s, ours is %s)", theirs.Path, theirs.NarHash, our.NarHash)
 		}

@@ -46,3 +46,14 @@ func TestInputsAreSentReferencesFirst(t *testing.T) {
 		}
 	}
 }
+
+// Guards against a builder that calls a path valid and then does not know it: it
+// is a reason to pass it over, and was a panic.
+func TestBuilderThatForgetsAPathIsPassedOver(t *testing.T) {
+	known, forgotten := &nix.PathInfo{Path: testPath(t, 1)}, testPath(t, 2)
+	ours := map[nix.StorePath]*nix.PathInfo{known.Path: known, forgotten: {Path: forgotten}}
+	err := sameContent([]nix.StorePath{known.Path, forgotten}, []*nix.PathInfo{known, nil}, ours)
+	if err == nil || !strings.Contains(err.Error(), forgotten.String()) {
+		t.Errorf("got %v, want a refusal that names %s", err, forgotten)
+	}
+}
