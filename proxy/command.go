@@ -119,7 +119,8 @@ func protocolOf(words []string) (c command, args []string) {
 }
 
 // options reads what clients put behind --stdio and --serve, each once. ok is
-// false for anything else. --process-ops is said by some and changes nothing.
+// false for anything else. --process-ops is said by some and changes nothing. A
+// URI that is not quoted may have fallen into several words.
 func (c *command) options(args []string) (storeNamed, ok bool) {
 	processOps := false
 	for len(args) > 0 {
@@ -130,17 +131,17 @@ func (c *command) options(args []string) (storeNamed, ok bool) {
 			c.write = true
 		case arg == "--process-ops" && c.kind == commandDaemon && !processOps:
 			processOps = true
-		case arg == "--store" && !storeNamed:
+		case isStoreOption(arg) && !storeNamed:
 			storeNamed = true
-			args = args[min(1, len(args)):]
-		case strings.HasPrefix(arg, "--store=") && !storeNamed:
-			storeNamed = true
+			args = dropWhile(args, func(word string) bool { return !strings.HasPrefix(word, "--") })
 		default:
 			return false, false
 		}
 	}
 	return storeNamed, true
 }
+
+func isStoreOption(arg string) bool { return arg == "--store" || strings.HasPrefix(arg, "--store=") }
 
 // unwrap returns a command without what runs it as another user or with other
 // variables: remote-program may have several words.

@@ -16,8 +16,12 @@ var (
 // refusal says what to do instead of a command that is not in the table.
 func refusal(words []string) error {
 	words = unwrap(unshell(unwrap(words)))
-	switch {
+	switch protocol, args := protocolOf(words); {
 	case len(words) == 0:
+		return errUnknownCommand
+	case protocol.kind != commandUnknown && slices.ContainsFunc(args, isStoreOption):
+		return errRemoteStore
+	case protocol.kind != commandUnknown:
 		return errUnknownCommand
 	case isOfNixosRebuild(path.Base(words[0]), words[1:]):
 		return errNixosRebuild

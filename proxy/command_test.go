@@ -69,6 +69,8 @@ var namingAStore = map[string]command{
 	"nix-daemon --stdio --store 'local?root=/a;b'":                {kind: commandDaemon},
 	"nix-daemon --stdio --store=/x":                               {kind: commandDaemon},
 	"nix-daemon --stdio --store":                                  {kind: commandDaemon},
+	"nix-daemon --stdio --store /a b --process-ops":               {kind: commandDaemon}, // since Nix 2.20, a blank in it
+	"nix-store --serve --write --store=/a b":                      {kind: commandServe, write: true},
 	"nix-store --serve --write --store 'local?root=/x'":           {kind: commandServe, write: true},
 	"nix-store --serve --write --store local?root=/x&trusted=1":   {kind: commandServe, write: true},
 	"nix-store --serve --store=daemon":                            {kind: commandServe},
@@ -84,6 +86,18 @@ func TestAnotherStoreIsForThePolicy(t *testing.T) {
 		}
 		if got, err := parseCommand(text, policy.Commands{RemoteStore: policy.RemoteStoreIgnore}); !sameCommand(got, want) || err != nil {
 			t.Errorf("with remote_store: ignore, parseCommand(%q) = %+v, %v; want %+v", text, got, err, want)
+		}
+	}
+}
+
+// Guards against advice that does not name what is in the way, where a shell would
+// do more with a URI than Nix meant.
+func TestAnotherStoreIsNamedInTheRefusal(t *testing.T) {
+	for _, uri := range []string{"local?root=/a;b", "local?root=$(x)", "'x", "a|b", "ä", "x --store y"} {
+		for _, command := range []string{"nix-daemon --stdio --store ", "nix-store --serve --write --store=", "sudo nix-daemon --stdio --store "} {
+			if _, err := parseCommand(command+uri, policy.Commands{}); !errors.Is(err, errRemoteStore) {
+				t.Errorf("parseCommand(%q): %v", command+uri, err)
+			}
 		}
 	}
 }
@@ -203,8 +217,8 @@ var hostileCommands = []string{
 	// through --store
 	"nix-daemon --stdio --store x;sh", "nix-daemon --stdio --store x|sh", "nix-daemon --stdio --store x&&sh", "nix-daemon --stdio --store x&",
 	"nix-daemon --stdio --store &x", "nix-daemon --stdio --store x &", "nix-daemon --stdio --store $(id)", "nix-daemon --stdio --store `id`",
-	"nix-daemon --stdio --store \"$(id)\"", "nix-daemon --stdio --store 'x", "nix-daemon --stdio --store x --store y", "nix-daemon --stdio --store=x y",
-	"nix-daemon --stdio --store 'x' 'y'", "nix-daemon --stdio --store x\ny", "nix-daemon --stdio --store <x", "nix-store --serve --write --store x >y",
+	"nix-daemon --stdio --store \"$(id)\"", "nix-daemon --stdio --store 'x", "nix-daemon --stdio --store x --store y",
+	"nix-daemon --stdio --store x\ny", "nix-daemon --stdio --store <x", "nix-store --serve --write --store x >y",
 	// through probes
 	"echo $(id)", "echo `id`", "echo $HOME", "echo x > /etc/passwd", "echo x; sh", "echo x | sh", "echo x && sh", "echo 'a", "echo -e '\\x1b[2J'", "echo \x1b[2J",
 	"echo *", "echo ~root", "echo {a,b}", "echo a\nb", "echo a\tb", "echo \u202ea", "echo !x", "echo # x", "echo \"$(id)\"", "echo 'a*b'", "echo <(id)",
