@@ -72,6 +72,7 @@ func (s *session) compared(o *order) error {
 // It returns a result if there is nothing to compare with anywhere.
 func (t *tries) narrow(ctx context.Context) *nix.BuildResult {
 	outputs, _ := t.order.drv.OutputPaths()
+	t.excludeServe()
 	candidates := t.router.Explain(t.request()).Candidates
 	up := 0
 	for up < len(candidates) && candidates[up].State <= route.Busy {
@@ -91,6 +92,16 @@ func (t *tries) narrow(ctx context.Context) *nix.BuildResult {
 		return nothingToCompare(t.order, candidates)
 	}
 	return nil
+}
+
+// excludeServe keeps the order away from builders that are spoken to in the serve
+// protocol, which has no word for such builds.
+func (t *tries) excludeServe() {
+	for _, b := range t.policy.Current().Builders {
+		if b.Protocol == policy.ProtocolServe {
+			t.excluded = append(t.excluded, route.Exclusion{Builder: b.Name, Reason: "its protocol (ssh) knows no builds that check or repair"})
+		}
+	}
 }
 
 // nothingToCompare begins in Nix's own words.

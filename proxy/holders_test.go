@@ -103,6 +103,17 @@ func TestCheckGoesOnWhenTheHolderIsLost(t *testing.T) {
 	}
 }
 
+// Guards against a check that is sent where nobody has a word for it.
+func TestChecksDoNotGoToBuildersOfTheServeProtocol(t *testing.T) {
+	b := newLabBuilder("b1")
+	b.protocol = "ssh"
+	l := newLab(t, b)
+	result, err := l.client("alice").buildIn(t.Context(), nix.BuildCheck, nix.Discard, "out")
+	if err != nil || result.Status.Success() || !strings.Contains(result.ErrorMsg, "b1: excluded: its protocol (ssh) knows no builds that check") {
+		t.Errorf("result %+v, %v", result, err)
+	}
+}
+
 // Guards against a builder that says nothing and holds up a check.
 func TestSilentBuildersAreNotAskedForLong(t *testing.T) {
 	b1, b2 := newLabBuilder("b1"), newLabBuilder("b2")

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -21,7 +22,9 @@ type labBuilder struct {
 	maxJobs int  // 0 is 1
 	strict  bool // builder_content: match
 	mute    bool // never says which paths are valid
-	trust   nix.Trust
+	// protocol is what the policy says; "" is ssh-ng, which is all that it speaks.
+	protocol string
+	trust    nix.Trust
 	// build makes the outputs of a derivation; nil writes who built it.
 	build func(ctx context.Context, b *labBuilder, log nix.Logger, drv *nix.BasicDerivation) (*nix.BuildResult, error)
 
@@ -42,6 +45,8 @@ func newLabBuilder(name string) *labBuilder {
 }
 
 func (b *labBuilder) system() string { return "x86_64-linux" }
+
+func (b *labBuilder) policyProtocol() string { return cmp.Or(b.protocol, "ssh-ng") }
 
 func (b *labBuilder) content() string {
 	if b.strict {

@@ -65,8 +65,8 @@ func newLab(t *testing.T, builders ...*labBuilder) *lab {
 		}
 		l.builders[b.name] = b
 		b.start(t)
-		fmt.Fprintf(&text, "  - {name: %s, address: \"%s\", user: nix, identity_file: %s, host_keys: [%s], systems: [%s], max_jobs: %d, builder_content: %s}\n",
-			b.name, b.listener.Addr(), identity, authorizedLine(b.hostKey), b.system(), max(b.maxJobs, 1), b.content())
+		fmt.Fprintf(&text, "  - {name: %s, address: \"%s\", user: nix, identity_file: %s, host_keys: [%s], systems: [%s], max_jobs: %d, builder_content: %s, protocol: %s}\n",
+			b.name, b.listener.Addr(), identity, authorizedLine(b.hostKey), b.system(), max(b.maxJobs, 1), b.content(), b.policyProtocol())
 	}
 	fmt.Fprintf(&text, labPrincipals, authorizedLine(testKey("alice")), authorizedLine(testKey("bob")),
 		authorizedLine(testKey("reader")), authorizedLine(testKey("eve")))
