@@ -16,20 +16,20 @@ const (
 	// others are tried too: if all are gone, that is known when the first one is
 	// given up, and not only after the time limits of one after the other.
 	slowStart = 500 * time.Millisecond
-	// lookTimeout bounds that trial.
-	lookTimeout = 5 * time.Second
-	// connectTimeout is how long a builder may take to accept a connection. With
-	// slowStart it is less than the 5 s in which a build fails whose builders are
-	// all gone.
+	// connectTimeout is how long a builder may take to accept a connection.
 	connectTimeout = 3 * time.Second
+	// lookTimeout bounds the trial of the others. It is long enough to see a
+	// connection fail, and with slowStart less than the 5 s in which a build
+	// fails whose builders are all gone.
+	lookTimeout = connectTimeout + 500*time.Millisecond
 )
 
 // session returns a session on a builder, and has the others looked at if that
-// takes long.
+// takes long. If there is none it returns when that is known of the others too.
 func (t *tries) session(ctx context.Context, builder string) (*upstream.Session, error) {
-	got := make(chan struct{})
-	defer close(got)
+	got, looked := make(chan struct{}), make(chan struct{})
 	t.fetches.Go(func() {
+		defer close(looked)
 		timer := time.NewTimer(slowStart)
 		defer timer.Stop()
 		select {
@@ -38,7 +38,15 @@ func (t *tries) session(ctx context.Context, builder string) (*upstream.Session,
 			t.lookAround(builder)
 		}
 	})
-	return t.pool.Get(ctx, builder)
+	sess, err := t.pool.Get(ctx, builder)
+	close(got)
+	if err != nil {
+		select {
+		case <-looked:
+		case <-ctx.Done():
+		}
+	}
+	return sess, err
 }
 
 // lookAround looks at every other builder of the domain.
