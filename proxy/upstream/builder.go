@@ -22,8 +22,9 @@ type builder struct {
 
 	// reporting makes the calls of OnState come one after the other. Order of
 	// locks: Pool.mu, reporting, mu.
-	reporting    sync.Mutex
-	reportedDown bool // guarded by reporting
+	reporting      sync.Mutex
+	reportedDown   bool   // guarded by reporting, as is:
+	reportedReason string // "" if it was up
 
 	mu       sync.Mutex // guards what follows
 	maxJobs  int

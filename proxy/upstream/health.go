@@ -81,25 +81,28 @@ func (b *builder) recover() {
 	}
 }
 
-// report tells the owner of the pool when the builder's state has changed since
-// the last report.
+// report tells the owner of the pool when the builder's state, or the reason for
+// it, has changed since the last report.
 func (b *builder) report() {
 	b.reporting.Lock()
 	defer b.reporting.Unlock()
 	b.mu.Lock()
 	down, err, retired := b.health.down, b.health.err, b.retired
 	b.mu.Unlock()
-	if down == b.reportedDown || retired {
+	reason := ""
+	if down {
+		reason = reasonOf(err)
+	}
+	if retired || down == b.reportedDown && reason == b.reportedReason {
 		return
 	}
-	b.reportedDown = down
-	if !down {
+	b.reportedDown, b.reportedReason = down, reason
+	if down {
+		b.log.Warn("builder is down", "reason", err.Error())
+	} else {
 		b.log.Info("builder is up")
-		b.pool.opts.OnState(b.target.name, true, "")
-		return
 	}
-	b.log.Warn("builder is down", "reason", err.Error())
-	b.pool.opts.OnState(b.target.name, false, reasonOf(err))
+	b.pool.opts.OnState(b.target.name, !down, reason)
 }
 
 // reasonOf is the text of an error without the builder's name, which its readers

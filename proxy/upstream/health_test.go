@@ -56,6 +56,21 @@ func TestBuilderThatIsDownIsTriedByItself(t *testing.T) {
 	})
 }
 
+// Guards against users and admins who are told of a fault that was mended, while
+// another keeps the builder down.
+func TestNewReasonForBeingDownIsTold(t *testing.T) {
+	inWorld(t, func(f *fakeBuilder, _ *target, _ *Options) { f.unreachable = errors.New("no route") }, func(w *world) {
+		w.refused(Unreachable)
+		time.Sleep(10 * time.Minute)
+		w.fake.set(func() { w.fake.unreachable = errors.New("connection refused") })
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if got := w.said(); got != "b1 down: no route\nb1 down: connection refused" {
+			w.Errorf("said %q", got)
+		}
+	})
+}
+
 // Guards against a builder that stays down after its way was corrected.
 func TestChangedBuilderCountsAsUp(t *testing.T) {
 	inWorld(t, func(f *fakeBuilder, tgt *target, _ *Options) { tgt.user = "" }, func(w *world) {

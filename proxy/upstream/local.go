@@ -118,6 +118,10 @@ func (b *builder) dialSocket(ctx context.Context) (net.Conn, error) {
 }
 
 func (t *target) socketFault(err error) error {
+	var plain syscall.Errno
+	if errors.As(err, &plain) {
+		err = plain // the rest repeats the address
+	}
 	if errors.Is(err, os.ErrPermission) {
 		return t.faultf(Auth, fmt.Sprintf("account '%s', as which the proxy runs, must be let in by the modes of the socket and of its directories", t.user),
 			"connect to %s: %w", t.address, err)

@@ -17,8 +17,8 @@ import (
 type Options struct {
 	// Log takes what admins should know. Nil drops it.
 	Log *slog.Logger
-	// OnState is called when a builder goes down, with the reason for people,
-	// and when it is up again. A builder counts as up at first. Calls for one
+	// OnState is called when a builder goes down, with the reason for people, when
+	// there is another reason, and when it is up again. A builder counts as up at first. Calls for one
 	// builder come one at a time; they must not call the pool. Nil is allowed.
 	OnState func(builder string, up bool, reason string)
 	// Dial opens network connections, and those to sockets (network "unix").
