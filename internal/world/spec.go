@@ -152,7 +152,9 @@ func (s ProxySpec) Policy(bed *testbed.Bed) string {
 			y.line(1, "- name: %s", strconv.Quote(name))
 		}
 	}
-	y.line(0, "builders:")
+	if len(s.Builders) > 0 {
+		y.line(0, "builders:")
+	}
 	for _, b := range s.Builders {
 		b.write(&y, bed)
 	}
