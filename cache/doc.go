@@ -4,7 +4,9 @@
 //
 // Begin with [Open]. [Cache.Receive] takes an upload, [Cache.Announce] takes
 // the output of a build that others may follow while it grows, and
-// [Cache.QueryValidPaths], [Cache.QueryPathInfo] and [Cache.OpenNar] answer.
+// [Cache.QueryValidPaths], [Cache.QueryPathInfo] and [Cache.OpenNar] answer;
+// [Cache.QueryReferrers], [Cache.QueryPathFromHashPart] and
+// [Cache.QueryAllValidPaths] search. [Cache.AddSignatures] adds to what is there.
 // [Pins] keep what a session was promised.
 //
 // # Words

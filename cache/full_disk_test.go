@@ -80,6 +80,11 @@ func TestOutputsThatDoNotFitAreRefusedBeforehand(t *testing.T) {
 			t.Errorf("%v bytes with %d free: %v", sizes, free, err)
 		}
 	}
+	c.room.store(1 << 50) // paths to evict
+	if err := c.RoomFor(uint64(free) + 1); err != nil {
+		t.Errorf("with paths that can go: %v", err)
+	}
+	c.room.store(-1 << 50)
 	for _, size := range []uint64{1 << 50, 1<<63 + 1, 1<<64 - 1} {
 		refusedWith(t, c.RoomFor(size), "do not fit into the proxy's store")
 	}

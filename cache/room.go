@@ -63,10 +63,13 @@ func (r *room) limit(p purpose) int64 {
 
 // excess returns how many bytes must go to come below the low watermark, or 0
 // if the high one was not reached.
-func (r *room) excess() int64 {
+func (r *room) excess() int64 { return r.excessWith(0) }
+
+// excessWith is excess if n bytes more are asked for.
+func (r *room) excessWith(n int64) int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	want, outputs := r.stored+r.claimed+r.waiting, r.limit(forOutput)
+	want, outputs := r.stored+r.claimed+r.waiting+n, r.limit(forOutput)
 	if want <= outputs/100*highWatermark {
 		return 0
 	}
@@ -146,8 +149,9 @@ func (r *room) store(n int64) {
 }
 
 // RoomFor tells beforehand of outputs of these sizes, in bytes of their NARs, what
-// will not fit: more than the cache may ever hold, or more than the disk has left,
-// as a UserError. Nothing is reserved: what fits now may find the disk full later.
+// will not fit: more than the cache may ever hold, or more than the disk has left
+// and eviction would make, as a UserError. Nothing is reserved: what fits now may
+// find the disk full later.
 func (c *Cache) RoomFor(narSizes ...uint64) error {
 	var total int64
 	limit := c.room.limit(forOutput)
@@ -161,7 +165,7 @@ func (c *Cache) RoomFor(narSizes ...uint64) error {
 	if err != nil {
 		return err
 	}
-	if total > free {
+	if total > free+c.room.excessWith(total) {
 		return diskError(fmt.Errorf("%d bytes are needed and %d left: %w", total, free, syscall.ENOSPC))
 	}
 	return nil
