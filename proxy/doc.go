@@ -12,6 +12,10 @@
 //	fetch.go     outputs from the builder to the cache
 //	buildlog.go  one writer, many followers
 //
+// What narrows a build or an upload has its own file: signatures.go says what is
+// believed of a path, buildlimits.go what a client's limits end, holders.go where
+// outputs are checked and repaired, lookaround.go which builders are there.
+//
 // Beside it, bastion.go carries jumps to other hosts, and talk.go answers the
 // questions of people: status, why, check, help.
 //
