@@ -54,7 +54,7 @@ func (c *Cache) QueryAllValidPaths(ctx context.Context, domain string) ([]nix.St
 // QueryPathFromHashPart returns the path that is valid in the domain and begins
 // with these 32 characters, or nix.ErrNotFound.
 func (c *Cache) QueryPathFromHashPart(domain, hashPart string) (nix.StorePath, error) {
-	if len(hashPart) == hashPartLen {
+	if isHashPart(hashPart) {
 		for _, d := range []string{domain, publicDomain} {
 			rec := c.holders(nil, true, key{d, hashPart})[key{d, hashPart}]
 			if rec != nil && c.peek(domain, []nix.StorePath{rec.info.Path})[0].rec != nil {
@@ -63,6 +63,12 @@ func (c *Cache) QueryPathFromHashPart(domain, hashPart string) (nix.StorePath, e
 		}
 	}
 	return nix.StorePath{}, fmt.Errorf("hash part %q: %w", hashPart, nix.ErrNotFound)
+}
+
+// isHashPart refuses what a client made up, as file names are made of it.
+func isHashPart(s string) bool {
+	_, err := nix.ParseStorePathBase(s + "-x")
+	return err == nil && len(s) == hashPartLen
 }
 
 // finding collects what a domain sees of the paths that match.
