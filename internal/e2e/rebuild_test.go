@@ -25,9 +25,12 @@ func startWorkshop(t *testing.T) *workshop {
 	t.Helper()
 	bed := testbed.ForTest(t)
 	w := &workshop{clients: map[string]*testbed.Host{}, alice: bed.UserKey("alice"), carl: bed.UserKey("carl"), dora: bed.UserKey("dora")}
+	// A Nix that knows content-addressed derivations remembers by which build a path
+	// came, looks at that instead of the path's bytes, and repairs nothing.
+	repairing := []string{"experimental-features = nix-command flakes"}
 	specs := []testbed.HostSpec{
-		{Name: "first", Kind: testbed.Builder, MaxJobs: 2},
-		{Name: "second", Kind: testbed.Builder, MaxJobs: 2, Features: []string{"second"}},
+		{Name: "first", Kind: testbed.Builder, MaxJobs: 2, NixConf: repairing},
+		{Name: "second", Kind: testbed.Builder, MaxJobs: 2, NixConf: repairing, Features: []string{"second"}},
 	}
 	for _, v := range versions {
 		specs = append(specs, testbed.HostSpec{Name: "client-" + word(v), Kind: testbed.Client, Nix: v, Keys: []testbed.Key{w.alice, w.carl, w.dora}})

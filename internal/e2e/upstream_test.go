@@ -38,20 +38,17 @@ func TestS09BuilderWithoutPathWorks(t *testing.T) {
 	}
 
 	program := map[string]string{"ssh-ng": "/usr/bin/nix-daemon", "ssh": "/usr/bin/nix-store"}
-	var proxy *world.Proxy
+	proxy := startProxy(t, bed, world.ProxySpec{
+		Builders:   []world.Builder{{Host: bare}},
+		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},
+	})
+	setMachines(t, client, proxy.Machine(key))
 	for _, up := range protocols {
 		for how, extra := range map[string][]string{"found": nil, "configured": {"remote_program: " + program[up]}} {
 			t.Run(how+" by "+up, func(t *testing.T) {
-				spec := world.ProxySpec{
-					Builders:   []world.Builder{{Host: bare, Extra: append([]string{"protocol: " + up}, extra...)}},
-					Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},
-				}
-				if proxy == nil {
-					proxy = startProxy(t, bed, spec)
-					setMachines(t, client, proxy.Machine(key))
-				} else if err := proxy.Reload(t.Context(), spec); err != nil {
-					t.Fatal(err)
-				}
+				withPolicy(t, proxy, func(spec *world.ProxySpec) {
+					spec.Builders[0].Extra = append([]string{"protocol: " + up}, extra...)
+				})
 				for _, down := range protocols {
 					client.MustShell(t, "nix store ping --store "+storeURI(down, key))
 				}
@@ -145,27 +142,29 @@ func TestS37BuilderBehindAPortOfLocalhost(t *testing.T) {
 		testbed.HostSpec{Name: "virtual", Kind: testbed.Builder, Authorize: map[string][]testbed.Key{testbed.TrustedAccount: {opens}}},
 		testbed.HostSpec{Name: "client", Kind: testbed.Client, Keys: []testbed.Key{key}})
 	other, virtual, client := hosts[0], hosts[1], hosts[2]
-	spec := func(hostKeyOf string) world.ProxySpec {
-		return world.ProxySpec{
-			Builders: []world.Builder{
-				{Host: other, Systems: []string{otherSystem}},
-				{Host: virtual, Address: fmt.Sprintf("localhost:%d", port), Key: opens, HostKeys: []testbed.Key{bed.HostKey(hostKeyOf)}},
-			},
-			Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},
-		}
+	spec := world.ProxySpec{
+		Builders:   []world.Builder{{Host: other, Systems: []string{otherSystem}}},
+		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},
 	}
-	// The key that the proxy must not take: that of the builder on port 22.
-	proxy := startProxy(t, bed, spec("other"))
+	proxy := startProxy(t, bed, spec)
 	if _, err := proxy.Host().Relay(testbed.RelaySpec{Port: port, Target: "virtual:22"}); err != nil {
 		t.Fatal(err)
 	}
+	reload := func(hostKeyOf string) {
+		more := world.Builder{Host: virtual, Address: fmt.Sprintf("localhost:%d", port), Key: opens, HostKeys: []testbed.Key{bed.HostKey(hostKeyOf)}}
+		with := spec
+		with.Builders = append(slices.Clone(spec.Builders), more)
+		if err := proxy.Reload(t.Context(), with); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The key that the proxy must not take: that of the builder on port 22.
+	reload("other")
 	setMachines(t, client, proxy.Machine(key))
 	log := startBuild(t, client, writeExpression(t, client, testbed.Derivation{Name: "early"}), []string{"early"}).mustFail(t)
-	wantText(t, "the log of a build on a builder with another host key", log, "virtual", "host key")
+	wantText(t, "the log of a build on a builder with another host key", log, "virtual: down: it shows", "not on file")
 
-	if err := proxy.Reload(t.Context(), spec("virtual")); err != nil {
-		t.Fatal(err)
-	}
+	reload("virtual")
 	for _, d := range []struct {
 		derivation testbed.Derivation
 		on         *testbed.Host
