@@ -35,6 +35,8 @@ const (
 	sinceTrust              Version = 1<<8 | 35
 	sinceCPUTimes           Version = 1<<8 | 37
 	sinceFeatures           Version = 1<<8 | 38
+	// Clients before it do not look at an error in reply to NarFromPath.
+	sinceNarErrors Version = 1<<8 | 38
 )
 
 // String returns "1.38" for example.

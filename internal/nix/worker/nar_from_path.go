@@ -18,7 +18,11 @@ func (q *request) narFromPath() (func(), error) {
 	}
 	src, err := q.store.NarFromPath(q.ctx, path)
 	if err != nil {
-		return nil, wire.NotValid(path, err)
+		err = wire.NotValid(path, err)
+		if q.version < sinceNarErrors {
+			q.aborted = err // or the client would wait for the NAR
+		}
+		return nil, err
 	}
 	q.log.close()
 	q.w.Uint64(stderrLast)

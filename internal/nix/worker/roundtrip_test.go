@@ -215,8 +215,6 @@ func testQueries(t *testing.T, c *served, store *memStore) {
 
 	_, err = c.QueryPathInfo(ctx, absent)
 	same(t, "absent path is not found", errors.Is(err, nix.ErrNotFound), true)
-	_, err = c.NarFromPath(ctx, absent)
-	same(t, "NAR of an absent path is not found", errors.Is(err, nix.ErrNotFound), true)
 	infos, err := c.QueryPathInfos(ctx, []nix.StorePath{big.Path, absent, dep.Path})
 	check(t, "query path infos", err)
 	same(t, "path infos", infos, []*nix.PathInfo{big, nil, dep})

@@ -94,7 +94,7 @@ type request struct {
 	log    *logStream
 	// answered says that the reply, or the error of an upload, was sent already.
 	answered bool
-	// aborted is what went wrong after the reply, where only closing tells it.
+	// aborted is what went wrong where only closing tells it.
 	aborted error
 }
 

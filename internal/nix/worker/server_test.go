@@ -525,6 +525,23 @@ func TestBrokenNarEndsTheSession(t *testing.T) {
 	}
 }
 
+// Guards against clients up to 2.24 that wait for ever for the NAR of a path that
+// is not there: they do not look at the error that comes instead of it, and only
+// the end of the session tells them. Newer ones go on.
+func TestErrorInsteadOfANarEndsSessionsOfOlderClients(t *testing.T) {
+	for name, opts := range dialects() {
+		t.Run(name, func(t *testing.T) {
+			c := dial(t, storeWithPaths(), opts, ServeOptions{Features: allFeatures})
+			_, err := c.NarFromPath(t.Context(), pathNamed("absent"))
+			same(t, "NAR of an absent path is not found", errors.Is(err, nix.ErrNotFound), true)
+			_, err = c.QueryValidPaths(t.Context(), nil, false)
+			same(t, "the session goes on", err == nil, c.Version() >= sinceNarErrors)
+			err = c.hangUp()
+			same(t, "how it ended is told", err != nil && strings.Contains(err.Error(), "is not valid"), c.Version() < sinceNarErrors)
+		})
+	}
+}
+
 // Guards against uploads that are not what they announce: each is an error with
 // a sentence, nothing is stored under the name, and the session goes on.
 func TestUploadsThatLieAreRefused(t *testing.T) {
