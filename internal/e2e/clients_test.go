@@ -59,7 +59,11 @@ func (g *gate) testHelp(t *testing.T, host *testbed.Host, command string) {
 
 func (g *gate) placePrograms(t *testing.T) {
 	t.Helper()
-	for name, text := range map[string]string{"paramiko.py": paramikoClient, "asyncssh.py": asyncsshClient, "libssh.py": libsshClient} {
+	for name, text := range map[string]string{
+		"paramiko.py": paramikoClient, "asyncssh.py": asyncsshClient, "libssh.py": libsshClient,
+		// Of several keys of a host paramiko looks at the first.
+		"known_hosts": "proxy " + g.proxy.HostKey() + "\n",
+	} {
 		if err := g.mid.WriteFile(t.Context(), "/root/other/"+name, []byte(text)); err != nil {
 			t.Fatal(err)
 		}

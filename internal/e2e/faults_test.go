@@ -25,7 +25,7 @@ func TestS33ReasonInsteadOfBrokenPipe(t *testing.T) {
 
 // A fault is what a client asks for that cannot be, and the words that say why. In
 // the script STORE is the proxy's URI, FULL and READ that of a certain key, NEW a
-// large path that the proxy lacks, and OLD one that it has.
+// large path that the proxy lacks, and OLD one that it has, but for the bytes.
 type fault struct {
 	what   string
 	script string
@@ -41,12 +41,12 @@ var faults = []fault{
 	{what: "an addition by a reader", script: "nix store add-file --store READ /root/fault-new", says: []string{`"reader"`, "may not upload"}, only: "ssh-ng"},
 	{what: "an addition that is too large", script: "nix store add-file --store FULL /root/fault-new", says: []string{"limits.nar_size"}, only: "ssh-ng"},
 	{what: "a build in the store by a reader", script: "nix build --no-link --store READ -f /root/fault.nix", says: []string{`"reader"`, "may not"}, only: "ssh-ng"},
-	{what: "a path that nobody has", script: "nix copy --no-check-sigs --from FULL NEW", says: []string{"is not valid"}},
-	{what: "a path whose bytes are gone", script: "test ! -e OLD || nix-store --delete OLD; nix copy --no-check-sigs --from FULL OLD", says: []string{"is not valid"}},
-	{what: "garbage collection", script: "nix store gc --store FULL", says: []string{"not supported"}, only: "ssh-ng"},
-	{what: "deletion", script: "nix-store --delete --store FULL OLD", says: []string{"not supported"}, only: "ssh-ng"},
-	{what: "deduplication", script: "nix store optimise --store FULL", says: []string{"not supported"}, only: "ssh-ng"},
-	{what: "repair of the store", script: "nix-store --verify --repair --store FULL", says: []string{"not supported"}, only: "ssh-ng"},
+	{what: "a path that nobody has", script: "nix copy --no-check-sigs --from FULL NEW", says: []string{"is not valid"}, only: "ssh-ng"},
+	{what: "a path whose bytes are gone", script: "nix-store --delete OLD; nix copy --no-check-sigs --from FULL OLD", says: []string{"is not valid"}},
+	{what: "garbage collection", script: "nix store gc --store FULL", says: []string{"nothing is deleted on request"}, only: "ssh-ng"},
+	{what: "deletion", script: "nix-store --delete --store FULL NEW", says: []string{"nothing is deleted on request"}, only: "ssh-ng"},
+	{what: "deduplication", script: "nix store optimise --store FULL", says: []string{"nothing to optimise"}, only: "ssh-ng"},
+	{what: "repair of the store", script: "nix-store --verify --repair --store FULL", says: []string{"nothing is repaired on request"}, only: "ssh-ng"},
 }
 
 func (g *gate) testFaults(t *testing.T) {
@@ -72,37 +72,44 @@ func (g *gate) testFaults(t *testing.T) {
 // scene is what the scripts of faults speak of.
 type scene struct {
 	*gate
-	new, old string
+	new string
+	old map[string]string // one for each scheme, as the first use makes the proxy forget it
 }
 
-// prepareFaults makes a large path that only the client has, and one that the
-// proxy has too, though no longer all of it.
 func (g *gate) prepareFaults(t *testing.T, client *testbed.Host) scene {
 	t.Helper()
 	const large = 64 << 20
 	client.MustShell(t, fmt.Sprintf("head -c %d /dev/urandom >/root/fault-new", large))
-	s := scene{gate: g, new: strings.TrimSpace(client.MustShell(t, "nix-store --add /root/fault-new"))}
-	setMachines(t, client, g.machine("ssh-ng", g.alice))
-	damaged := testbed.Derivation{Name: "damaged-" + word(client.Nix()), OutputSize: 2 << 20, Random: true}
-	paths, _ := build(t, client, damaged)
-	s.old = paths[0]
-	host := g.proxy.Host()
-	narinfo := world.StateDir + "/cache/domain/default/" + strings.TrimPrefix(s.old, "/nix/store/")[:32] + ".narinfo"
-	eventually(t, "the proxy has "+s.old, patience, func() bool {
-		res, err := host.Shell(t.Context(), "test -e "+narinfo)
-		return err == nil && res.Status == 0
-	})
-	host.MustShell(t, "cd "+world.StateDir+"/cache/domain/default && rm $(sed -n 's/^URL: //p' "+narinfo+")")
+	s := scene{gate: g, new: strings.TrimSpace(client.MustShell(t, "nix-store --add /root/fault-new")), old: map[string]string{}}
 	unbuilt := testbed.Expression(testbed.Derivation{Name: "unbuilt"})
 	if err := client.WriteFile(t.Context(), "/root/fault.nix", []byte("("+unbuilt+").unbuilt")); err != nil {
 		t.Fatal(err)
 	}
+	setMachines(t, client, g.machine("ssh-ng", g.alice))
+	for _, scheme := range protocols {
+		damaged := testbed.Derivation{Name: "damaged-" + scheme + "-" + word(client.Nix()), OutputSize: 2 << 20, Random: true}
+		paths, _ := build(t, client, damaged)
+		s.old[scheme] = paths[0]
+		g.damage(t, paths[0])
+	}
 	return s
+}
+
+// damage takes the bytes of a path away from the proxy, but not its record.
+func (g *gate) damage(t *testing.T, path string) {
+	t.Helper()
+	host := g.proxy.Host()
+	narinfo := cacheDir + "/" + strings.TrimPrefix(path, "/nix/store/")[:32] + ".narinfo"
+	eventually(t, "the proxy has published "+path, patience, func() bool {
+		res, err := host.Shell(t.Context(), "test -e "+narinfo)
+		return err == nil && res.Status == 0
+	})
+	host.MustShell(t, "cd "+cacheDir+" && rm $(sed -n 's/^URL: //p' "+narinfo+")")
 }
 
 func (s scene) fill(script, scheme string) string {
 	return strings.NewReplacer("FULL", storeURI(scheme, s.alice), "READ", storeURI(scheme, s.reader),
-		"KEY", s.reader.File(), "NEW", s.new, "OLD", s.old).Replace(script)
+		"KEY", s.reader.File(), "NEW", s.new, "OLD", s.old[scheme]).Replace(script)
 }
 
 // manyOps is more than there are operations.

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"nixbastion/internal/testbed"
@@ -26,13 +27,16 @@ func (g *gate) testInfo(t *testing.T, client *testbed.Host, key testbed.Key, tru
 		if res.Status != 0 {
 			t.Fatalf("nix store %s ended with status %d:\n%s", word, res.Status, said)
 		}
-		wantText(t, "nix store "+word, said, "ssh-ng://proxy")
+		wantText(t, "nix store "+word, said, "ssh-ng://")
 		if client.Nix() == testbed.Nix28 { // it shows the URL alone
 			continue
 		}
-		wantText(t, "nix store "+word, said, "Version: 2.34", "nixbastion", map[bool]string{true: "Trusted: 1", false: "Trusted: 0"}[trusted])
+		number := map[bool]string{true: "1", false: "0"}[trusted]
+		wantText(t, "nix store "+word, said, "Version: 2.34", "nixbastion", "Trusted: "+number)
 		json := client.MustShell(t, "nix store "+word+" --json --store "+storeURI("ssh-ng", key))
-		wantText(t, "nix store "+word+" --json", json, fmt.Sprintf(`"trusted":%v`, trusted))
+		if value := fmt.Sprintf(`"trusted":%v`, trusted); !strings.Contains(json, value) && !strings.Contains(json, `"trusted":`+number) {
+			t.Errorf("nix store %s --json lacks %s: %s", word, value, json)
+		}
 	}
 	for _, l := range g.proxy.LinesSince(mark) {
 		if l.Level == "ERROR" || l.Msg == "session ended" {

@@ -171,7 +171,7 @@ func (f *keyFile) testCertificates(t *testing.T) {
 		"":                                       "no principals",
 		"-n somebody":                            "",
 		"-n anna -V -2h:-1h":                     "",
-		"-n anna -h":                             "not for users",
+		"-n anna -h":                             "not in the policy", // OpenSSH does not even offer that one
 		"-n anna -O source-address=192.0.2.0/24": "must not be used from",
 		"-n anna -O critical:unheard-of=1":       "unheard-of",
 	} {

@@ -92,7 +92,7 @@ mkdir -p %[1]s/.nix-profile/bin
 mv /usr/bin/nix* %[1]s/.nix-profile/bin
 chmod 755 %[1]s/bin/nix_wrapper.sh
 chown -R %[2]s: %[1]s /nix
-sed -i s/^build-users-group.*/build-users-group=/ /etc/nix/nix.conf`, home, testbed.TrustedAccount))
+sed -i 's/^build-users-group.*/build-users-group =/' /etc/nix/nix.conf`, home, testbed.TrustedAccount))
 	forceCommand(t, builder, key, home+"/bin/nix_wrapper.sh")
 }
 

@@ -75,8 +75,12 @@ func (g *gate) testProgramRefused(t *testing.T, client *testbed.Host) {
 // testRemoteStore asks for another store, in the words of a URI that versions
 // quote differently on their way to the command.
 func (g *gate) testRemoteStore(t *testing.T, client *testbed.Host, served bool) {
+	stores := []string{"daemon", "local%3Froot%3D%2Ftmp%2Fx%26real%3D%2Ftmp%2Fy"}
+	if client.Nix() == testbed.Nix28 { // newer ones do not quote it, and make two words of it
+		stores = append(stores, "/tmp/a%20b")
+	}
 	for _, scheme := range protocols {
-		for _, store := range []string{"daemon", "local%3Froot%3D%2Ftmp%2Fx%26real%3D%2Ftmp%2Fy", "/tmp/a%20b"} {
+		for _, store := range stores {
 			res := g.pinged(t, client, scheme, "remote-store="+store)
 			if (res.Status == 0) != served {
 				t.Errorf("%s with remote-store %s: status %d, served should be %v\n%s", scheme, store, res.Status, served, res.Stderr)
