@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,6 +20,7 @@ import (
 // or shown the door, and nobody else notices.
 func TestStrangersDisturbNobody(t *testing.T) {
 	w := startSite(t, siteSpec{})
+	known := w.lookedAround(t)
 	began, err := w.proxy.RssAnon()
 	if err != nil {
 		t.Fatal(err)
@@ -33,10 +35,28 @@ func TestStrangersDisturbNobody(t *testing.T) {
 	if ended > transferMemory {
 		t.Errorf("the proxy takes %s", mebibytes(ended))
 	}
-	if sessions, err := w.builder.PIDs(daemonSession); err != nil || len(sessions) > 0 {
-		t.Errorf("a builder was asked: %v %v", sessions, err)
+	sessions, err := w.builder.PIDs(daemonSession)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range sessions {
+		if !slices.Contains(known, pid) {
+			t.Errorf("a builder was asked: it has the sessions %v, before it had %v", sessions, known)
+		}
 	}
 	build(t, w.client, testbed.Derivation{Name: "as-ever"})
+}
+
+// lookedAround returns the sessions that the proxy opened on the builder by
+// itself, at its start.
+func (w *site) lookedAround(t *testing.T) (sessions []int) {
+	t.Helper()
+	eventually(t, "the proxy has looked at its builder", patience, func() bool {
+		var err error
+		sessions, err = w.builder.PIDs(daemonSession)
+		return err == nil && len(sessions) > 0
+	})
+	return sessions
 }
 
 // Guards against a codec that believes what it reads, or waits for more of it
