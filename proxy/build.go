@@ -130,6 +130,7 @@ func (t *tries) answer(err error) *nix.BuildResult {
 	var remote *nix.RemoteError
 	switch {
 	case errors.As(err, &limit):
+		t.order.log.Info("build ended by a limit of its client", "drv", t.order.drvPath.String(), "limit", limit.text)
 		return nix.Failure(limit.status, "%s", limit.text)
 	case errors.As(err, &store):
 		t.order.log.Error("outputs cannot be stored", "drv", t.order.drvPath.String(), "error", err)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sync/errgroup"
@@ -48,13 +49,16 @@ func TestStrangersDisturbNobody(t *testing.T) {
 }
 
 // lookedAround returns the sessions that the proxy opened on the builder by
-// itself, at its start.
+// itself at its start: one to look, and one to spare soon after.
 func (w *site) lookedAround(t *testing.T) (sessions []int) {
 	t.Helper()
+	changed := time.Now()
 	eventually(t, "the proxy has looked at its builder", patience, func() bool {
-		var err error
-		sessions, err = w.builder.PIDs(daemonSession)
-		return err == nil && len(sessions) > 0
+		now, err := w.builder.PIDs(daemonSession)
+		if err != nil || !slices.Equal(now, sessions) {
+			sessions, changed = now, time.Now()
+		}
+		return len(sessions) > 0 && time.Since(changed) > 2*time.Second
 	})
 	return sessions
 }
