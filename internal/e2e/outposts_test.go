@@ -69,7 +69,7 @@ func forceCommand(t *testing.T, builder *testbed.Host, key testbed.Key, command 
 	}
 }
 
-// soloWrapper is the seed's, but that no namespaces are needed to reach the
+// soloWrapper is that of the NixOS wiki, but that no namespaces are needed to reach the
 // store of a single user.
 const soloWrapper = `#!/bin/sh
 exec sh -c '
@@ -145,7 +145,7 @@ func asNobody(words string) string {
 		" env -i PATH=/usr/bin:/bin HOME=" + nobodysHome + " USER=nobody " + words
 }
 
-// All four rows of the seed's table work: a client with a daemon or one of a
+// All four rows of the NixOS wiki's table work: a client with a daemon or one of a
 // single user, builders with a daemon or of a single user, whatever the remote
 // user is called. Guards against anything that only root, or an account of a
 // certain name, can do.

@@ -81,7 +81,7 @@ func storeURI(scheme string, key testbed.Key) string {
 	return fmt.Sprintf("'%s://proxy?ssh-key=%s'", scheme, key.File())
 }
 
-// What the seed's first test asks needs no builder, nor does anything that the
+// What the first test in the NixOS wiki asks needs no builder, nor does anything that the
 // cache has. Guards against sessions that wait for a builder before they know what
 // the client wants, and against clients that hang when nobody can build for them.
 func TestS04PingNeedsNoBuilder(t *testing.T) {

@@ -67,7 +67,7 @@ func startPark(t *testing.T) *park {
 	})
 }
 
-// One entry of a machines file, with several systems and the numbers of the seed,
+// One entry of a machines file, with several systems and the numbers of the NixOS wiki,
 // stands for all builders, whatever they are. Guards against clients that must
 // know which builder is for what.
 func TestS14OneEntryForSeveralSystems(t *testing.T) {
@@ -177,7 +177,7 @@ func namesOf(all []testbed.Derivation) []string {
 	return names
 }
 
-// Each feature of the seed's table finds the builder that has it. Guards against
+// Each feature of the NixOS wiki's table finds the builder that has it. Guards against
 // features that only some words are known of.
 func TestS20FeatureTableRoutes(t *testing.T) {
 	p := startPark(t)

@@ -24,7 +24,7 @@ type asked struct {
 	says string
 }
 
-// The seed's second test, and what else people and scripts try, is answered as a
+// The NixOS wiki's second test, and what else people and scripts try, is answered as a
 // host with Nix would; all else is refused in one line that the log keeps. Guards
 // against guides that end at their first step, and against running anything.
 func TestS06ProbesAreAnswered(t *testing.T) {
@@ -46,7 +46,7 @@ func TestS06ProbesAreAnswered(t *testing.T) {
 	for _, command := range []string{"rm -rf /", "type nix-store; id", "echo $(id)", "cat /etc/passwd", "nix-store --gc"} {
 		t.Run(command, func(t *testing.T) { g.testRefusedCommand(t, command) })
 	}
-	// The line of the seed, letter by letter.
+	// The line of the NixOS wiki, letter by letter.
 	for _, client := range []*testbed.Host{g.client, g.old} {
 		line := client.MustShell(t, "ssh -i "+g.reader.File()+" proxy 'type nix-store'")
 		wantText(t, "ssh proxy 'type nix-store'", line, "nix-store")

@@ -30,7 +30,7 @@ func TestS09BuilderWithoutPathWorks(t *testing.T) {
 		testbed.HostSpec{Name: "client", Kind: testbed.Client, Keys: []testbed.Key{key}})
 	bare, client := hosts[0], hosts[1]
 	for _, scheme := range protocols {
-		// Root's shell is bash, whose words the seed quotes; that of the other is dash.
+		// Root's shell is bash, whose words the NixOS wiki quotes; that of the other is dash.
 		for account, words := range map[string]string{"root": "command not found", testbed.TrustedAccount: "not found"} {
 			ping := fmt.Sprintf("nix store ping --store '%s://%s@bare?ssh-key=%s'", scheme, account, key.File())
 			wantText(t, "the direct way", wantFails(t, client, ping), words)
