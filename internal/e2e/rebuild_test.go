@@ -86,6 +86,7 @@ func TestS39CheckRunsWhereTheOutputIs(t *testing.T) {
 		t.Run("on one builder, by "+v, func(t *testing.T) { w.testOnOne(t, v) })
 		t.Run("on both builders, by "+v, func(t *testing.T) { w.testOnBoth(t, v) })
 		t.Run("not the same twice, by "+v, func(t *testing.T) { w.testDiffers(t, v) })
+		t.Run("on no builder, by "+v, func(t *testing.T) { w.testOnNone(t, v) })
 	}
 	t.Run("by policy", w.testByPolicy)
 	t.Run("repair", w.testRepair)
@@ -136,6 +137,25 @@ func (w *workshop) testOnBoth(t *testing.T, version string) {
 	w.second.MustShell(t, "test -e "+out)
 	client.MustShell(t, at(w.alice, file, d.Name, "--check"))
 	if first, second := w.ran(t, d.Name); first+second != 2 || first == 0 {
+		t.Errorf("after a build and a check it was built %d and %d times", first, second)
+	}
+}
+
+// What only the proxy has is brought to a builder first.
+func (w *workshop) testOnNone(t *testing.T, version string) {
+	client, d := w.clients[version], markedBuild("none-"+word(version))
+	file := writeExpression(t, client, d)
+	var out string
+	w.alone(t, w.first, func() { out = strings.TrimSpace(client.MustShell(t, at(w.alice, file, d.Name, ""))) })
+	// The connection of the build holds it; without its builder in the policy that ends.
+	w.alone(t, w.second, func() {
+		eventually(t, "first forgets "+out, patience, func() bool {
+			res, err := w.first.Shell(t.Context(), "nix-store --delete "+out)
+			return err == nil && res.Status == 0
+		})
+	})
+	client.MustShell(t, at(w.alice, file, d.Name, "--check"))
+	if first, second := w.ran(t, d.Name); first+second != 2 {
 		t.Errorf("after a build and a check it was built %d and %d times", first, second)
 	}
 }
