@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"nixbastion/internal/testbed"
 	"nixbastion/internal/world"
@@ -99,7 +100,7 @@ func startVillage(t *testing.T) *village {
 		t.Fatal(err)
 	}
 	v.setStore(t, "ssh://root@proxy")
-	v.file = writeExpression(t, v.client, hello(1), hello(2), hello(3), hello(4), hello(5), hello(6))
+	v.file = writeExpression(t, v.client, hello(1), hello(2), hello(3), hello(4), hello(5), hello(6), hello(7), hello(8))
 	return v
 }
 
@@ -204,20 +205,26 @@ func (v *village) testSpoiled(t *testing.T) {
 	waitLine(t, v.proxy, 0, world.Message("builder is down", "builder", "chatty", "reason", "Welcome to this machine"))
 }
 
-// Packets to builder1 are lost, and nobody is told. As each Nix client does, the
-// proxy meets it for the first time then: what becomes of connections that it has
-// is shown where builders fall silent.
+// Packets to builder1 are lost, and nobody is told: neither a proxy that has
+// connections to it nor one that meets it for the first time may keep the builds.
 func (v *village) testBlocked(t *testing.T) {
-	if err := v.proxy.Terminate(t.Context()); err != nil {
+	if err := v.pair[0].Cut(); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.pair[0].Cut(); err != nil {
+	time.Sleep(2 * time.Second) // so that what the builders said last is of some age
+	v.testAwayFromFirst(t, "hello-4", "hello-6")
+	if err := v.proxy.Terminate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := v.proxy.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	run := v.build(t, "hello-4", "hello-6")
+	v.testAwayFromFirst(t, "hello-7", "hello-8")
+}
+
+func (v *village) testAwayFromFirst(t *testing.T, attributes ...string) {
+	t.Helper()
+	run := v.build(t, attributes...)
 	paths, _ := run.mustSucceed(t)
 	t.Logf("two builds took %v with a builder that does not answer", run.took)
 	for _, out := range paths {

@@ -102,7 +102,7 @@ func (b *builder) reserve(ctx context.Context, orIdle bool) (*conn, error) {
 		case c != nil:
 			c.take()
 			return c, nil
-		case orIdle && len(b.idle) > 0:
+		case orIdle && b.latestIdle() != nil:
 			return nil, errIdle
 		case b.dialsFailed != failed:
 			return nil, b.dialErr
@@ -118,7 +118,7 @@ func (b *builder) reserve(ctx context.Context, orIdle bool) (*conn, error) {
 func (b *builder) roomiest() *conn {
 	var best *conn
 	for _, c := range b.conns {
-		if !c.retired && c.channels < min(c.limit, b.channels) && (best == nil || c.channels > best.channels) {
+		if !c.retired && !c.silent() && c.channels < min(c.limit, b.channels) && (best == nil || c.channels > best.channels) {
 			best = c
 		}
 	}
@@ -156,7 +156,7 @@ func (b *builder) awaitChange(ctx context.Context) error {
 func (b *builder) mayDial() bool {
 	taking := 0
 	for _, c := range b.conns {
-		if !c.retired {
+		if !c.retired && !c.silent() {
 			taking++
 		}
 	}
@@ -190,16 +190,20 @@ func (b *builder) dial() {
 	}
 }
 
+// connected reports whether there is a connection that works.
+func (b *builder) connected() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.ContainsFunc(b.conns, func(c *conn) bool { return !c.silent() })
+}
+
 // dialPatiently tries several times as long as there are other connections: an
 // sshd with many logins at a time drops some of them, which says nothing about
 // the builder.
 func (b *builder) dialPatiently() (*link, error) {
 	for try := 0; ; try++ {
 		l, err := b.pool.dial(b.pool.ctx, b.target)
-		b.mu.Lock()
-		others := len(b.conns)
-		b.mu.Unlock()
-		if err == nil || others == 0 || try == 2 {
+		if err == nil || !b.connected() || try == 2 {
 			return l, err
 		}
 		select {

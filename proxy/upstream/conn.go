@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -21,6 +22,10 @@ type conn struct {
 	retired  bool        // takes no more channels and is closed after the last
 	unused   *time.Timer // closes it; nil while channels > 0
 
+	// mute is how much had been received when an answer was last waited for in
+	// vain, -1 before that.
+	mute atomic.Int64
+
 	causeOnce sync.Once
 	cause     atomic.Value // error with which we closed it
 	ended     chan struct{}
@@ -29,6 +34,7 @@ type conn struct {
 // newConn starts what a connection needs until it ends.
 func newConn(b *builder, l *link) *conn {
 	c := &conn{builder: b, link: l, ended: make(chan struct{})}
+	c.mute.Store(-1)
 	run := b.pool.running.Go
 	run(func() { ssh.DiscardRequests(l.requests) })
 	run(func() { rejectChannels(l.channels) })
@@ -100,6 +106,43 @@ func (c *conn) retire() {
 func (c *conn) alive() bool {
 	_, _, err := c.link.SendRequest(keepAliveRequest, true, nil)
 	return err == nil
+}
+
+// silent reports whether the builder owes an answer on the connection and nothing
+// was heard since.
+func (c *conn) silent() bool { return c.link.net.received.Load() == c.mute.Load() }
+
+// proven reports whether the connection may be used. One on which nothing arrived
+// for a while has its builder asked first: what goes out to a machine that is gone
+// would be missed only when keep-alive notices. The connection is not closed,
+// since what runs on it can wait for longer.
+func (c *conn) proven(ctx context.Context) bool {
+	opts := &c.builder.pool.opts
+	before := c.link.net.received.Load()
+	switch {
+	case c.silent():
+		return false
+	case c.link.net.quiet() < opts.ProofAfter:
+		return true
+	}
+	answered := make(chan struct{})
+	c.builder.pool.running.Go(func() {
+		defer close(answered)
+		c.alive()
+	})
+	select {
+	case <-answered: // one that has ended shows that to its user
+		return true
+	case <-ctx.Done():
+		return true
+	case <-time.After(opts.ProofTimeout):
+	}
+	if c.link.net.received.Load() != before {
+		return true // the answer is behind something large
+	}
+	c.mute.Store(before)
+	c.builder.log.Info("builder does not answer on an open connection", "waited", opts.ProofTimeout.String())
+	return false
 }
 
 var errUnused = errors.New("closed because nobody used it")

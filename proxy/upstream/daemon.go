@@ -28,7 +28,7 @@ type daemon struct {
 
 // get returns an idle session or a new one.
 func (b *builder) get(ctx context.Context) (*daemon, error) {
-	d, err := b.takeIdle(), error(nil)
+	d, err := b.takeIdle(ctx), error(nil)
 	for d == nil {
 		if d, err = b.getNew(ctx); err == nil {
 			break
@@ -36,7 +36,7 @@ func (b *builder) get(ctx context.Context) (*daemon, error) {
 		if !errors.Is(err, errIdle) {
 			return nil, err
 		}
-		d = b.takeIdle()
+		d = b.takeIdle(ctx)
 	}
 	b.warm()
 	return d, nil
@@ -76,6 +76,10 @@ func (b *builder) openDaemon(ctx context.Context, reserve func(context.Context) 
 		c, err := reserve(ctx)
 		if err != nil {
 			return nil, err
+		}
+		if !c.proven(ctx) {
+			b.giveBack(c)
+			continue
 		}
 		command, tried := b.command()
 		d, err := b.startDaemon(ctx, c, command)
@@ -202,7 +206,7 @@ func (b *builder) explain(p process, command string, err error) error {
 func (b *builder) warm() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.retired || b.warming || len(b.idle) > 0 || b.inUse() >= b.maxSessions() {
+	if b.retired || b.warming || b.latestIdle() != nil || b.inUse() >= b.maxSessions() {
 		return
 	}
 	b.warming = true
@@ -253,19 +257,41 @@ func (d *daemon) reusable() bool {
 	return d.client.Reusable() && !d.process.over() && d.roots < opts.TempRoots && time.Since(d.opened) < opts.SessionAge
 }
 
-// takeIdle returns the session that was used last, whose daemon is warmest.
-func (b *builder) takeIdle() *daemon {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for len(b.idle) > 0 {
-		d := b.idle[len(b.idle)-1]
-		b.removeIdle(d)
-		if d.reusable() && !d.process.spoiled() {
+// takeIdle returns the session that was used last, whose daemon is warmest, unless
+// its builder does not answer.
+func (b *builder) takeIdle(ctx context.Context) *daemon {
+	for {
+		b.mu.Lock()
+		d := b.latestIdle()
+		b.mu.Unlock()
+		switch {
+		case d == nil:
+			return nil
+		case !d.process.proven(ctx) || !b.claim(d):
+		case d.reusable() && !d.process.spoiled():
+			return d
+		default:
+			d.process.Close()
+		}
+	}
+}
+
+// latestIdle returns the session that was used last of those that may be taken, or
+// nil. The caller holds mu.
+func (b *builder) latestIdle() *daemon {
+	for _, d := range slices.Backward(b.idle) {
+		if !d.process.silent() {
 			return d
 		}
-		d.process.Close()
 	}
 	return nil
+}
+
+// claim takes a session that is still idle.
+func (b *builder) claim(d *daemon) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.removeIdle(d)
 }
 
 // removeIdle reports whether the session was idle. The caller holds mu.

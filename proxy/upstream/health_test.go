@@ -1,7 +1,9 @@
 package upstream
 
 import (
+	"context"
 	"errors"
+	"net"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -122,5 +124,94 @@ func TestDeadConnectionIsReplaced(t *testing.T) {
 		if w.said() != "" {
 			w.Errorf("builder is called %s", w.said())
 		}
+	})
+}
+
+// hangs makes dialling like that to a machine without power: nothing comes back.
+func hangs(ctx context.Context, _, _ string) (net.Conn, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// Guards against a build that goes out on a connection behind which nobody is any
+// more, and is missed only when keep-alive notices.
+func TestSilentConnectionProvesItselfBeforeItIsUsed(t *testing.T) {
+	for name, idle := range map[string]time.Duration{"with an idle session": 2 * time.Minute, "with none": time.Second} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(_ *fakeBuilder, _ *target, opts *Options) { opts.IdleSession = idle }, func(w *world) {
+				w.get().Release()
+				time.Sleep(10 * time.Second)
+				w.fake.conn().freeze()
+				started := time.Now()
+				w.works(w.get())
+				if d := time.Since(started); d > 1500*time.Millisecond {
+					w.Errorf("took %s", d)
+				}
+				if w.said() != "" {
+					w.Errorf("builder is called %s", w.said())
+				}
+			})
+		})
+	}
+}
+
+// Guards against the seconds of each connection and session adding up where the
+// machine behind them is gone.
+func TestLostMachineIsNoticedWithinSeconds(t *testing.T) {
+	inWorld(t, func(f *fakeBuilder, _ *target, opts *Options) {
+		dial := opts.Dial
+		opts.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			f.mu.Lock()
+			gone := f.unreachable != nil
+			f.mu.Unlock()
+			if gone {
+				return hangs(ctx, network, address)
+			}
+			return dial(ctx, network, address)
+		}
+		opts.ConnectTimeout = 3 * time.Second
+	}, func(w *world) {
+		sessions := []*Session{w.get(), w.get(), w.get()}
+		for _, s := range sessions {
+			s.Release()
+		}
+		time.Sleep(10 * time.Second)
+		w.fake.set(func() { w.fake.unreachable = errors.New("hangs") })
+		w.fake.conn().freeze()
+		started := time.Now()
+		w.refused(Unreachable, "no connection", "within 3s")
+		if d := time.Since(started); d > 4500*time.Millisecond {
+			w.Errorf("took %s", d)
+		}
+		started = time.Now()
+		w.refused(Unreachable)
+		if d := time.Since(started); d != 0 {
+			w.Errorf("the next took %s", d)
+		}
+	})
+}
+
+// Guards against a moment's silence ending what runs, and against a connection
+// that is not used again when it is over.
+func TestConnectionThatWasSilentIsUsedAgain(t *testing.T) {
+	inWorld(t, func(_ *fakeBuilder, _ *target, opts *Options) { opts.UnusedConnection = time.Hour }, func(w *world) {
+		held := w.get()
+		time.Sleep(10 * time.Second)
+		w.fake.conn().pause()
+		w.get().Release() // on another connection
+		time.Sleep(5 * time.Second)
+		w.fake.conn().resume()
+		w.works(held)
+		var sessions []*Session
+		for range w.pool.opts.Channels {
+			sessions = append(sessions, w.get())
+		}
+		if n := w.count(&w.fake.dialled); n != 2 {
+			w.Errorf("dialled %d times", n)
+		}
+		for _, s := range sessions {
+			s.Release()
+		}
+		held.Release()
 	})
 }

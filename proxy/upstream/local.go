@@ -71,7 +71,7 @@ func (b *builder) takeSocket(ctx context.Context, orIdle bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for b.sockets >= b.maxSessions() && !b.retired {
-		if orIdle && len(b.idle) > 0 {
+		if orIdle && b.latestIdle() != nil {
 			return errIdle
 		}
 		if err := b.awaitChange(ctx); err != nil {
@@ -193,6 +193,10 @@ func (p *localProcess) watch(spoiled func()) {
 func (p *localProcess) spoiled() bool { return p.parked.spoiled() }
 
 func (p *localProcess) over() bool { return p.atEnd.Load() || isClosed(p.closing) }
+
+func (p *localProcess) proven(context.Context) bool { return true }
+
+func (p *localProcess) silent() bool { return false }
 
 func (p *localProcess) server() string { return "unix socket" }
 

@@ -16,6 +16,7 @@ type memPipe struct {
 	buf    []byte
 	closed bool
 	stuck  bool // what is written gets lost, as on a dead network
+	held   bool // what is written comes later, as after a moment without network
 }
 
 const memPipeSize = 1 << 20
@@ -29,7 +30,7 @@ func newMemPipe() *memPipe {
 func (p *memPipe) Read(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for len(p.buf) == 0 && !p.closed {
+	for (len(p.buf) == 0 || p.held) && !p.closed {
 		p.cond.Wait()
 	}
 	if len(p.buf) == 0 {
@@ -64,6 +65,13 @@ func (p *memPipe) close() {
 	p.cond.Broadcast()
 }
 
+func (p *memPipe) hold(held bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held = held
+	p.cond.Broadcast()
+}
+
 func (p *memPipe) freeze() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -91,6 +99,17 @@ func (c *memConn) Close() error {
 func (c *memConn) freeze() {
 	c.in.freeze()
 	c.out.freeze()
+}
+
+// pause keeps what both sides write until resume.
+func (c *memConn) pause() {
+	c.in.hold(true)
+	c.out.hold(true)
+}
+
+func (c *memConn) resume() {
+	c.in.hold(false)
+	c.out.hold(false)
 }
 
 func (c *memConn) LocalAddr() net.Addr              { return &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 40000} }

@@ -17,19 +17,27 @@ const readBuffer = 64 << 10
 type netConn struct {
 	net.Conn
 	in *bufio.Reader
-	// received counts bytes: any of them is a sign of life.
-	received atomic.Int64
+	// received counts bytes: any of them is a sign of life. The last came at heard,
+	// in ns after opened.
+	received, heard atomic.Int64
+	opened          time.Time
 }
 
 func newNetConn(c net.Conn) *netConn {
-	return &netConn{Conn: c, in: bufio.NewReaderSize(c, readBuffer)}
+	return &netConn{Conn: c, in: bufio.NewReaderSize(c, readBuffer), opened: time.Now()}
 }
 
 // Read is called by one goroutine of the ssh library.
 func (c *netConn) Read(p []byte) (int, error) {
 	n, err := c.in.Read(p)
 	c.received.Add(int64(n))
+	c.heard.Store(int64(time.Since(c.opened)))
 	return n, err
+}
+
+// quiet is for how long nothing has arrived.
+func (c *netConn) quiet() time.Duration {
+	return time.Since(c.opened) - time.Duration(c.heard.Load())
 }
 
 // dialNet is the default of Options.Dial. Go sets TCP_NODELAY by itself.

@@ -40,6 +40,11 @@ type Options struct {
 	// Defaults 15 s and 3.
 	KeepAlive       time.Duration
 	KeepAliveMisses int
+	// ProofAfter is after how long without a byte a connection must prove itself
+	// before it is used again, and ProofTimeout how long the builder may take to
+	// answer. One that does not is left alone until it is heard again. Defaults 1 s
+	// and 1 s.
+	ProofAfter, ProofTimeout time.Duration
 
 	// Channels is the most sessions on one connection. OpenSSH's sshd allows 10
 	// by default. Default 8.
@@ -78,6 +83,8 @@ func (o Options) withDefaults() Options {
 	o.EndTimeout = cmp.Or(o.EndTimeout, 10*time.Second)
 	o.KeepAlive = cmp.Or(o.KeepAlive, 15*time.Second)
 	o.KeepAliveMisses = cmp.Or(o.KeepAliveMisses, 3)
+	o.ProofAfter = cmp.Or(o.ProofAfter, time.Second)
+	o.ProofTimeout = cmp.Or(o.ProofTimeout, time.Second)
 	o.Channels = cmp.Or(o.Channels, 8)
 	o.UnusedConnection = cmp.Or(o.UnusedConnection, 5*time.Minute)
 	o.IdleSession = cmp.Or(o.IdleSession, 2*time.Minute)

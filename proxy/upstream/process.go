@@ -23,6 +23,10 @@ type process interface {
 	spoiled() bool
 	// over reports whether the process has ended.
 	over() bool
+	// proven reports whether the way to the process works, and asks the builder
+	// where that is in doubt. Silent reports whether it did not answer so far.
+	proven(ctx context.Context) bool
+	silent() bool
 
 	// server is how what runs it calls itself.
 	server() string

@@ -216,6 +216,10 @@ func (p *remoteProcess) spoiled() bool { return p.parked.spoiled() }
 
 func (p *remoteProcess) over() bool { return isClosed(p.closed) || p.deaf.Load() }
 
+func (p *remoteProcess) proven(ctx context.Context) bool { return p.conn.proven(ctx) }
+
+func (p *remoteProcess) silent() bool { return p.conn.silent() }
+
 func (p *remoteProcess) server() string { return clean(string(p.conn.link.ServerVersion())) }
 
 func (p *remoteProcess) gone() <-chan struct{} { return p.left }
