@@ -170,13 +170,14 @@ func (t *tries) exclude(builder string, err error) {
 	nix.Line(t.log, fmt.Sprintf("builder '%s': %v; looking for another builder", builder, userText(err)))
 }
 
-// userText returns the words of an error that a client may read.
+// userText returns the words of an error that a client may read, without the name
+// of a builder.
 func userText(err error) string {
 	var user *nix.UserError
 	var fault *upstream.Error
 	switch {
 	case errors.As(err, &fault):
-		return fault.Error()
+		return fault.Reason()
 	case errors.As(err, &user):
 		return user.Message
 	default:

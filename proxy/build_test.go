@@ -81,6 +81,9 @@ func TestBuilderLostInABuildMeansAnotherBuilder(t *testing.T) {
 	if got, err := alice.read(t.Context(), labPath("hello")); got != "built by b2" || err != nil {
 		t.Errorf("output holds %q, %v", got, err)
 	}
+	if strings.Contains(log.String(), "builder 'b1': builder 'b1'") {
+		t.Errorf("the client was told twice in a line which builder was lost:\n%s", &log)
+	}
 	if !strings.Contains(log.String(), "builder 'b1'") || !strings.Contains(log.String(), "building '"+labPath("hello.drv").String()+"' on 'b2'") {
 		t.Errorf("the client was told:\n%s", &log)
 	}

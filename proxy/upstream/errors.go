@@ -61,15 +61,20 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "builder '%s': %v", e.Builder, e.Err)
-	if e.Hint != "" {
-		b.WriteString("; " + e.Hint)
-	}
+	text := fmt.Sprintf("builder '%s': %s", e.Builder, e.Reason())
 	if !e.Until.IsZero() {
-		fmt.Fprintf(&b, " (tried again at %s)", e.Until.UTC().Format("15:04:05 UTC"))
+		text += e.Until.UTC().Format(" (tried again at 15:04:05 UTC)")
 	}
-	return b.String()
+	return text
+}
+
+// Reason is the text without the builder's name, for those who print that
+// themselves, and without Until.
+func (e *Error) Reason() string {
+	if e.Hint == "" {
+		return e.Err.Error()
+	}
+	return e.Err.Error() + "; " + e.Hint
 }
 
 func (e *Error) Unwrap() error { return e.Err }

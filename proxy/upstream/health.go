@@ -105,16 +105,10 @@ func (b *builder) report() {
 	b.pool.opts.OnState(b.target.name, !down, reason)
 }
 
-// reasonOf is the text of an error without the builder's name, which its readers
-// print themselves.
 func reasonOf(err error) string {
 	var fault *Error
-	if !errors.As(err, &fault) {
-		return err.Error()
+	if errors.As(err, &fault) {
+		return fault.Reason()
 	}
-	text := fault.Err.Error()
-	if fault.Hint != "" {
-		text += "; " + fault.Hint
-	}
-	return text
+	return err.Error()
 }
