@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -50,15 +51,19 @@ type stage struct {
 
 // A goal is what a bench should reach through the proxy; the zero goal is none.
 type goal struct {
-	// limit is the largest ratio of times, proxy to direct.
+	// limit is the largest ratio of times, proxy to another way.
 	limit float64
 	// rate, instead, is the smallest ratio of rates.
 	rate float64
+	// to names the other way; "" is direct.
+	to string
 }
+
+func (g goal) other() string { return cmp.Or(g.to, direct) }
 
 // all benches, in the order of the table.
 func allBenches() []bench {
-	return []bench{ping(), oneBuild(), fiftyBuilds(), bigIn(), smallIn(), bigOut(), smallOut()}
+	return []bench{ping(), oneBuild(), fiftyBuilds(), bigIn(), smallIn(), bigOut(), smallOut(), jumpUp(), jumpDown()}
 }
 
 func benchNames() []string {

@@ -110,7 +110,7 @@ func (l *lab) openWay(ctx context.Context, name string, key testbed.Key, o optio
 func (l *lab) openProxy(ctx context.Context, key testbed.Key, o options) (*way, error) {
 	p, err := world.StartProxy(ctx, l.bed, world.ProxySpec{
 		Builders:    []world.Builder{{Host: l.builder, MaxJobs: jobs}},
-		Principals:  []world.Principal{{Name: "client", Keys: []testbed.Key{key}}},
+		Principals:  []world.Principal{{Name: "client", Keys: []testbed.Key{key}, Extra: []string{"jump: [builder]"}}},
 		StateOnDisk: o.disk,
 	})
 	if err != nil {

@@ -140,7 +140,7 @@ func (r report) writeGoals(text *strings.Builder) {
 			continue
 		}
 		if lines++; lines == 1 {
-			fmt.Fprintln(w, "\ntarget, proxy to direct\tclient\twanted\tmeasured\t")
+			fmt.Fprintln(w, "\ntarget of the proxy\tclient\twanted\tmeasured\t")
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\n", res.bench.title, res.client, verdict)
 	}
@@ -150,16 +150,17 @@ func (r report) writeGoals(text *strings.Builder) {
 // verdict compares with the bench's goal: "wanted, measured, met"; "" if there
 // is no goal, or nothing to compare.
 func (res *result) verdict() string {
-	g, through, straight := res.bench.goal, res.samples[proxy], res.samples[direct]
-	failed := res.reasons[proxy] + res.reasons[direct]
-	if g == (goal{}) || failed != "" || len(through) == 0 || len(straight) == 0 {
+	g := res.bench.goal
+	through, other := res.samples[proxy], res.samples[g.other()]
+	failed := res.reasons[proxy] + res.reasons[g.other()]
+	if g == (goal{}) || failed != "" || len(through) == 0 || len(other) == 0 {
 		return ""
 	}
-	times := ratio(through, straight)
+	times := ratio(through, other)
 	if g.rate > 0 {
-		return fmt.Sprintf("rate >= %.1fx\t%.2fx\t%s", g.rate, 1/times, met(1/times >= g.rate))
+		return fmt.Sprintf("rate >= %.1fx %s\t%.2fx\t%s", g.rate, g.other(), 1/times, met(1/times >= g.rate))
 	}
-	return fmt.Sprintf("time <= %.1fx\t%.2fx\t%s", g.limit, times, met(times <= g.limit))
+	return fmt.Sprintf("time <= %.1fx %s\t%.2fx\t%s", g.limit, g.other(), times, met(times <= g.limit))
 }
 
 func met(yes bool) string {

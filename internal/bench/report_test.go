@@ -33,10 +33,10 @@ func TestVerdictComesFromMeasuredMedians(t *testing.T) {
 		straight, passed []sample
 		want             string
 	}{
-		{goal{limit: 0.4}, took(0, 1, 1, 9), took(0, 0.1, 0.4, 5), "time <= 0.4x\t0.40x\tmet"},
-		{goal{limit: 0.4}, took(0, 1, 1, 9), took(0, 0.1, 0.41, 5), "time <= 0.4x\t0.41x\tnot met"},
-		{goal{rate: 1.1}, took(0, 2.2), took(0, 2), "rate >= 1.1x\t1.10x\tmet"},
-		{goal{rate: 1.1}, took(0, 2), took(0, 2.2), "rate >= 1.1x\t0.91x\tnot met"},
+		{goal{limit: 0.4}, took(0, 1, 1, 9), took(0, 0.1, 0.4, 5), "time <= 0.4x direct\t0.40x\tmet"},
+		{goal{limit: 0.4}, took(0, 1, 1, 9), took(0, 0.1, 0.41, 5), "time <= 0.4x direct\t0.41x\tnot met"},
+		{goal{rate: 1.1}, took(0, 2.2), took(0, 2), "rate >= 1.1x direct\t1.10x\tmet"},
+		{goal{rate: 1.1}, took(0, 2), took(0, 2.2), "rate >= 1.1x direct\t0.91x\tnot met"},
 		{goal{}, took(0, 2), took(0, 2.2), ""},
 		{goal{limit: 1}, took(0, 2), nil, ""},
 		{goal{limit: 1}, nil, took(0, 2), ""},
@@ -44,6 +44,19 @@ func TestVerdictComesFromMeasuredMedians(t *testing.T) {
 		if got := resultOf(test.goal, test.straight, test.passed).verdict(); got != test.want {
 			t.Errorf("%+v: direct %v, proxy %v: %q, want %q", test.goal, test.straight, test.passed, got, test.want)
 		}
+	}
+}
+
+// Guards against a target that is measured against another way than it names.
+func TestVerdictIsAgainstTheWayOfTheGoal(t *testing.T) {
+	r := resultOf(goal{rate: 0.9, to: hub}, took(0, 1), took(0, 10))
+	r.samples[hub] = took(0, 9.5)
+	if got, want := r.verdict(), "rate >= 0.9x hub\t0.95x\tmet"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	r.reasons[hub] = "it broke"
+	if got := r.verdict(); got != "" {
+		t.Errorf("%q against a way that failed", got)
 	}
 }
 

@@ -19,6 +19,9 @@ type way struct {
 	name string
 	// store is the URI for --store and --from.
 	store string
+	// jump is the account on the middle through which ssh reaches the builder, or the
+	// builder's own if one end talks to the other.
+	jump string
 	// builders is the setting of that name: a line of the machines file.
 	builders string
 	// middle is the host between; nil if there is none.
@@ -41,6 +44,7 @@ func newWay(name, account string, h *testbed.Host, key testbed.Key) *way {
 	return &way{
 		name:     name,
 		store:    uri + "?ssh-key=" + key.File(),
+		jump:     account + h.Name(),
 		builders: testbed.Machine{Store: uri, Key: key, MaxJobs: jobs}.Line(),
 	}
 }
