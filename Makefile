@@ -33,7 +33,7 @@ demo: build
 	NIXBASTION_BIN=$(CURDIR)/bin/nixbastion $(GO) run ./internal/demo
 
 bench: build
-	NIXBASTION_BIN=$(CURDIR)/bin/nixbastion $(GO) run ./internal/bench
+	CGO_ENABLED=0 NIXBASTION_BIN=$(CURDIR)/bin/nixbastion $(GO) run ./internal/bench
 
 # Nix's own golden data, kept outside: make vectors VECTORS=DIR
 vectors:

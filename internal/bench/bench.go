@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"slices"
 	"time"
 
 	"nixbastion/internal/testbed"
@@ -24,10 +25,12 @@ type bench struct {
 	slow bool
 	// extraClients says that it runs with more client versions by default.
 	extraClients bool
+	// client is the version that it is about; "" is any.
+	client string
 	// bytes, or paths by client version, is how much a run moves, for a rate.
 	bytes int64
 	paths func(client string) int
-	goal  goal
+	goals []goal
 
 	// prepare is called once, before all rounds; nil is nothing to do.
 	prepare func(ctx context.Context, s *stage) error
@@ -49,21 +52,32 @@ type stage struct {
 	warmed map[*way]bool
 }
 
-// A goal is what a bench should reach through the proxy; the zero goal is none.
+// A goal is what a bench should reach through the proxy.
 type goal struct {
 	// limit is the largest ratio of times, proxy to another way.
 	limit float64
 	// rate, instead, is the smallest ratio of rates.
 	rate float64
+	// cpu, instead, is the largest ratio of CPU times: what the proxy takes, to what
+	// the builder takes in the other way.
+	cpu float64
 	// to names the other way; "" is direct.
 	to string
 }
 
 func (g goal) other() string { return cmp.Or(g.to, direct) }
 
+// comparesWith reports whether a way is what the proxy is compared with.
+func (b bench) comparesWith(w *way) bool {
+	return slices.ContainsFunc(b.goals, func(g goal) bool { return g.other() == w.name })
+}
+
 // all benches, in the order of the table.
 func allBenches() []bench {
-	return []bench{ping(), oneBuild(), fiftyBuilds(), bigIn(), smallIn(), bigOut(), smallOut(), jumpUp(), jumpDown()}
+	return []bench{
+		ping(), oneBuild(), fiftyBuilds(), bigIn(), smallIn(), bigOut(), bigDiscarded(), filesDiscarded(), smallOut(), connectedOut(), absent(),
+		jumpUp(), jumpDown(),
+	}
 }
 
 func benchNames() []string {

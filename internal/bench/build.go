@@ -13,8 +13,8 @@ func oneBuild() bench {
 		name: "build", share: 25, title: "one trivial build",
 		what:    "`nix-build` of a derivation never seen before, without inputs, whose output is one small file; with evaluation and fetching",
 		repeats: 3, extraClients: true,
-		goal: goal{limit: 0.8},
-		warm: warmUp,
+		goals: []goal{{limit: 0.8}},
+		warm:  warmUp,
 		before: func(ctx context.Context, s *stage, w *way) ([]string, error) {
 			return s.trivial(ctx, w, 1)
 		},
@@ -26,8 +26,8 @@ func fiftyBuilds() bench {
 		name: "builds", share: 115, title: fmt.Sprintf("50 trivial builds, %d jobs", jobs),
 		what: fmt.Sprintf("`nix-build` of fifty such trivial derivations at once, %d jobs in the machines file, on the builder and in the proxy's policy", jobs),
 		slow: true, extraClients: true,
-		goal: goal{limit: 0.6},
-		warm: warmUp,
+		goals: []goal{{limit: 0.6}},
+		warm:  warmUp,
 		before: func(ctx context.Context, s *stage, w *way) ([]string, error) {
 			return s.trivial(ctx, w, 50)
 		},

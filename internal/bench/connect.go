@@ -7,7 +7,7 @@ func ping() bench {
 		name: "ping", share: 25, title: "nix store ping",
 		what:    "`nix store ping --store ssh-ng://...`: connect, log in, Nix's handshake",
 		repeats: 6, extraClients: true,
-		goal: goal{limit: 0.4},
+		goals: []goal{{limit: 0.4}},
 		warm: func(ctx context.Context, s *stage, w *way) error {
 			_, err := s.watch(ctx, s.client, w, pingCommand(w))
 			return err

@@ -14,7 +14,7 @@ func bigOut() bench {
 		what: "`nix copy --from ssh-ng://...` of one path of 1 GiB into an empty store: direct and through HAProxy it comes from the builder's daemon, " +
 			"from proxy and hub out of their own stores",
 		slow: true, bytes: bigBytes,
-		goal:    goal{rate: 1.1},
+		goals:   []goal{{rate: 1.2}, {cpu: 0.4}},
 		prepare: prepareBigOut,
 		warm:    warmUp,
 		before:  copyFrom,
@@ -23,11 +23,26 @@ func bigOut() bench {
 
 func smallOut() bench {
 	return bench{
-		name: "smallout", share: 70, title: "many small paths out",
-		what: fmt.Sprintf("as 1 GiB out, but a path that refers to %d others of %d bytes (client 2.26.3, which opens a connection for each: %d)",
-			smallPaths, smallBytes, smallPathsOut(testbed.Nix226)),
-		slow: true, paths: smallPathsOut,
-		prepare: prepareSmallOut,
+		name: "smallout", share: 70, title: "2,000 small paths out",
+		what: fmt.Sprintf("as 1 GiB out, but a path that refers to %d others of %d bytes", smallPaths, smallBytes),
+		slow: true, paths: func(string) int { return smallPaths + 1 },
+		goals:   []goal{{rate: 2}},
+		prepare: func(ctx context.Context, s *stage) error { return s.buildClosure(ctx, smallPaths) },
+		warm:    warmUp,
+		before:  copyFrom,
+	}
+}
+
+// connectedPaths is few: 2.26.3 opens an SSH connection for each.
+const connectedPaths = 60
+
+func connectedOut() bench {
+	return bench{
+		name: "connected", share: 50, title: "61 paths out, a connection for each",
+		what: fmt.Sprintf("as 2,000 small paths out, but with %d others and a client of version %s, which connects once for every path", connectedPaths, testbed.Nix226),
+		slow: true, client: testbed.Nix226, paths: func(string) int { return connectedPaths + 1 },
+		goals:   []goal{{rate: 2}},
+		prepare: func(ctx context.Context, s *stage) error { return s.buildClosure(ctx, connectedPaths) },
 		warm:    warmUp,
 		before:  copyFrom,
 	}
@@ -38,22 +53,14 @@ func prepareBigOut(ctx context.Context, s *stage) error {
 	return s.buildSubject(ctx, d, nil)
 }
 
-func prepareSmallOut(ctx context.Context, s *stage) error {
-	inputs, err := s.newSmallPaths(ctx, smallPathsOut(s.client.Nix()))
+// buildClosure makes a path with so many others behind it.
+func (s *stage) buildClosure(ctx context.Context, others int) error {
+	inputs, err := s.newSmallPaths(ctx, others)
 	if err != nil {
 		return err
 	}
 	d := testbed.Derivation{Name: s.serial.next(), KeepInputs: true}
 	return s.buildSubject(ctx, d, inputs)
-}
-
-// smallPathsOut is how many paths a client fetches. 2.26.3 opens an SSH connection
-// for each, which takes minutes for thousands.
-func smallPathsOut(client string) int {
-	if client == testbed.Nix226 {
-		return smallPaths / 40
-	}
-	return smallPaths
 }
 
 // buildSubject builds what is to be fetched on the builder: through the proxy if

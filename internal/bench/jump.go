@@ -20,7 +20,7 @@ func jump(name, title, script string) bench {
 		what: "a stream of 1 GiB between client and builder in an ssh session with the builder, by ssh -J through proxy and through the sshd of the hub; " +
 			"direct and HAProxy have no second ssh session around it",
 		slow: true, bytes: bigBytes,
-		goal: goal{rate: 0.9, to: hub},
+		goals: []goal{{rate: 0.9, to: hub}},
 		warm: func(ctx context.Context, s *stage, w *way) error {
 			_, err := s.watch(ctx, s.client, w, []string{"sh", "-c", s.login(w) + " true"})
 			return err
@@ -36,7 +36,7 @@ func jump(name, title, script string) bench {
 func (s *stage) login(w *way) string {
 	ssh := "ssh -i " + s.clientKey().File()
 	if w.name == direct || w.name == haproxy {
-		return ssh + " " + w.jump
+		return ssh + " " + w.user() + "@" + w.host
 	}
-	return fmt.Sprintf("%s -o ProxyCommand='%[1]s -W [%%h]:%%p %s' nix@builder", ssh, w.jump)
+	return fmt.Sprintf("%s -o ProxyCommand='%[1]s -W [%%h]:%%p %s@%s' nix@builder", ssh, w.user(), w.host)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"time"
 
@@ -71,9 +72,14 @@ func (l *lab) startEnds(ctx context.Context, o options) error {
 		},
 	}}
 	versions := o.clientVersions()
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
 	for i, version := range versions {
 		specs = append(specs, testbed.HostSpec{
 			Name: fmt.Sprintf("client%d", i+1), Kind: testbed.Client, Nix: version, Keys: []testbed.Key{key}, OnDisk: o.storeOnDisk(),
+			Binds: map[string]string{discarder: self},
 		})
 	}
 	hosts, err := l.bed.StartAll(ctx, specs...)

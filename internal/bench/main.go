@@ -17,7 +17,12 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+	start := run
+	args := os.Args[1:]
+	if len(args) > 0 && args[0] == discard {
+		start, args = func(ctx context.Context, args []string, _, _ io.Writer) error { return runDiscard(ctx, args) }, args[1:]
+	}
+	if err := start(ctx, args, os.Stdout, os.Stderr); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return
 		}
@@ -46,7 +51,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.StringVar(&o.client, "client", "", "run all benches with this version of Nix as client (2.34.8, 2.26.3 or 2.8.0);\n"+
 		"if not set, all with 2.34.8 and those of connections and builds with 2.8.0 too")
 	f.StringVar(&columns, "columns", "", "ways to measure, separated by commas: "+strings.Join(wayNames, ", "))
-	f.DurationVar(&o.time, "time", 17*time.Minute, "begin no round that would make it last much longer; 0 is no limit")
+	f.DurationVar(&o.time, "time", 20*time.Minute, "begin no round that would make it last much longer; 0 is no limit")
 	f.BoolVar(&o.disk, "disk", false, "keep all stores on disk instead of in memory")
 	if err := f.Parse(args); err != nil {
 		return o, err

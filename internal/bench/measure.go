@@ -24,6 +24,18 @@ var clientNames = []string{testbed.Nix234, testbed.Nix226, testbed.Nix28}
 
 // clientVersions are those that the benches need.
 func (o options) clientVersions() []string {
+	var versions []string
+	for _, t := range o.tasks() {
+		if !slices.Contains(versions, t.client) {
+			versions = append(versions, t.client)
+		}
+	}
+	return versions
+}
+
+// usualClients are those of a bench that is not about one version: all run with
+// the first.
+func (o options) usualClients() []string {
 	if o.client != "" {
 		return []string{o.client}
 	}
@@ -46,7 +58,11 @@ func (o options) tasks() []task {
 		if !slices.Contains(o.only, b.name) {
 			continue
 		}
-		for i, version := range o.clientVersions() {
+		if b.client != "" {
+			tasks = append(tasks, task{b, b.client, false})
+			continue
+		}
+		for i, version := range o.usualClients() {
 			if i == 0 || b.extraClients {
 				tasks = append(tasks, task{b, version, i > 0})
 			}
@@ -68,7 +84,7 @@ func measureAll(ctx context.Context, l *lab, o options, log *slog.Logger) ([]*re
 			return results, fmt.Errorf("%s with client %s: %w", t.bench.name, t.client, err)
 		}
 		results = append(results, r)
-		log.Info("measured", "bench", t.bench.name, "client", t.client, "verdict", strings.ReplaceAll(r.verdict(), "\t", " "))
+		log.Info("measured", "bench", t.bench.name, "client", t.client, "verdict", strings.ReplaceAll(strings.Join(r.verdicts(), "; "), "\t", " "))
 	}
 	return results, nil
 }
@@ -118,7 +134,7 @@ func (l *lab) measure(ctx context.Context, t task, rounds int, end time.Time) (*
 	}
 	for round := 0; round < rounds && (round == 0 || time.Now().Before(end)); round++ {
 		for _, w := range turn(l.ways, round) {
-			rare := t.bench.slow && (t.extra || w.aside() && w.name != t.bench.goal.other())
+			rare := t.bench.slow && (t.extra || w.aside() && !t.bench.comparesWith(w))
 			if r.reasons[w.name] != "" || rare && round%rareEvery > 0 {
 				continue
 			}

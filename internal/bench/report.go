@@ -135,32 +135,39 @@ func (r report) writeGoals(text *strings.Builder) {
 	w := tabwriter.NewWriter(text, 0, 0, 2, ' ', 0)
 	lines := 0
 	for _, res := range r.results {
-		verdict := res.verdict()
-		if verdict == "" {
-			continue
+		for _, verdict := range res.verdicts() {
+			if lines++; lines == 1 {
+				fmt.Fprintln(w, "\ntarget of the proxy\tclient\twanted\tmeasured\t")
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\n", res.bench.title, res.client, verdict)
 		}
-		if lines++; lines == 1 {
-			fmt.Fprintln(w, "\ntarget of the proxy\tclient\twanted\tmeasured\t")
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\n", res.bench.title, res.client, verdict)
 	}
 	w.Flush()
 }
 
-// verdict compares with the bench's goal: "wanted, measured, met"; "" if there
-// is no goal, or nothing to compare.
-func (res *result) verdict() string {
-	g := res.bench.goal
-	through, other := res.samples[proxy], res.samples[g.other()]
-	failed := res.reasons[proxy] + res.reasons[g.other()]
-	if g == (goal{}) || failed != "" || len(through) == 0 || len(other) == 0 {
-		return ""
+// verdicts compares with the bench's goals: "wanted, measured, met" for each for
+// which there is something to compare.
+func (res *result) verdicts() []string {
+	var all []string
+	for _, g := range res.bench.goals {
+		through, other := res.samples[proxy], res.samples[g.other()]
+		if res.reasons[proxy] == "" && res.reasons[g.other()] == "" && len(through) > 0 && len(other) > 0 {
+			all = append(all, g.verdict(through, other))
+		}
 	}
+	return all
+}
+
+func (g goal) verdict(through, other []sample) string {
 	times := ratio(through, other)
-	if g.rate > 0 {
+	switch {
+	case g.rate > 0:
 		return fmt.Sprintf("rate >= %.1fx %s\t%.2fx\t%s", g.rate, g.other(), 1/times, met(1/times >= g.rate))
+	case g.cpu > 0:
+		cpu := cpuRatio(through, other)
+		return fmt.Sprintf("CPU <= %.2fx builder, %s\t%.2fx\t%s", g.cpu, g.other(), cpu, met(cpu <= g.cpu))
 	}
-	return fmt.Sprintf("time <= %.1fx %s\t%.2fx\t%s", g.limit, g.other(), times, met(times <= g.limit))
+	return fmt.Sprintf("time <= %.2fx %s\t%.2fx\t%s", g.limit, g.other(), times, met(times <= g.limit))
 }
 
 func met(yes bool) string {

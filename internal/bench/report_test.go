@@ -16,9 +16,15 @@ func took(round int, seconds ...float64) []sample {
 	return all
 }
 
+// worked is one run in which builder and middle took so many seconds of CPU.
+func worked(seconds float64) []sample {
+	cpu := time.Duration(seconds * float64(time.Second))
+	return []sample{{wall: time.Second, builder: cpu, middle: cpu}}
+}
+
 func resultOf(g goal, straight, through []sample) *result {
 	return &result{
-		bench:   bench{name: "x", title: "a bench", what: "what it is", goal: g},
+		bench:   bench{name: "x", title: "a bench", what: "what it is", goals: []goal{g}},
 		client:  "2.34.8",
 		samples: map[string][]sample{direct: straight, proxy: through},
 		reasons: map[string]string{},
@@ -33,15 +39,16 @@ func TestVerdictComesFromMeasuredMedians(t *testing.T) {
 		straight, passed []sample
 		want             string
 	}{
-		{goal{limit: 0.4}, took(0, 1, 1, 9), took(0, 0.1, 0.4, 5), "time <= 0.4x direct\t0.40x\tmet"},
-		{goal{limit: 0.4}, took(0, 1, 1, 9), took(0, 0.1, 0.41, 5), "time <= 0.4x direct\t0.41x\tnot met"},
+		{goal{limit: 0.4}, took(0, 1, 1, 9), took(0, 0.1, 0.4, 5), "time <= 0.40x direct\t0.40x\tmet"},
+		{goal{limit: 0.4}, took(0, 1, 1, 9), took(0, 0.1, 0.41, 5), "time <= 0.40x direct\t0.41x\tnot met"},
 		{goal{rate: 1.1}, took(0, 2.2), took(0, 2), "rate >= 1.1x direct\t1.10x\tmet"},
 		{goal{rate: 1.1}, took(0, 2), took(0, 2.2), "rate >= 1.1x direct\t0.91x\tnot met"},
-		{goal{}, took(0, 2), took(0, 2.2), ""},
+		{goal{cpu: 0.4}, worked(2), worked(0.5), "CPU <= 0.40x builder, direct\t0.25x\tmet"},
+		{goal{cpu: 0.4}, worked(1), worked(0.5), "CPU <= 0.40x builder, direct\t0.50x\tnot met"},
 		{goal{limit: 1}, took(0, 2), nil, ""},
 		{goal{limit: 1}, nil, took(0, 2), ""},
 	} {
-		if got := resultOf(test.goal, test.straight, test.passed).verdict(); got != test.want {
+		if got := strings.Join(resultOf(test.goal, test.straight, test.passed).verdicts(), ""); got != test.want {
 			t.Errorf("%+v: direct %v, proxy %v: %q, want %q", test.goal, test.straight, test.passed, got, test.want)
 		}
 	}
@@ -51,11 +58,11 @@ func TestVerdictComesFromMeasuredMedians(t *testing.T) {
 func TestVerdictIsAgainstTheWayOfTheGoal(t *testing.T) {
 	r := resultOf(goal{rate: 0.9, to: hub}, took(0, 1), took(0, 10))
 	r.samples[hub] = took(0, 9.5)
-	if got, want := r.verdict(), "rate >= 0.9x hub\t0.95x\tmet"; got != want {
+	if got, want := strings.Join(r.verdicts(), ""), "rate >= 0.9x hub\t0.95x\tmet"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 	r.reasons[hub] = "it broke"
-	if got := r.verdict(); got != "" {
+	if got := r.verdicts(); len(got) > 0 {
 		t.Errorf("%q against a way that failed", got)
 	}
 }
@@ -101,7 +108,7 @@ func TestWayThatFailedShowsReasonAndFails(t *testing.T) {
 	if err := r.failure(); err == nil {
 		t.Error("a proxy that failed is no error")
 	}
-	if res.verdict() != "" {
+	if len(res.verdicts()) > 0 {
 		t.Error("a bench that failed half-way has a verdict")
 	}
 }

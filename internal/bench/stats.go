@@ -32,6 +32,14 @@ func values(samples []sample, of func(sample) float64) []float64 {
 
 func wall(s sample) float64 { return s.wall.Seconds() }
 
+// cpuRatio is the median CPU time of the middle of a way over that of the builder
+// in another, over the rounds in which both took part.
+func cpuRatio(way, other []sample) float64 {
+	a := spreadOf(values(inRoundsOf(way, other), func(s sample) float64 { return s.middle.Seconds() })).median
+	b := spreadOf(values(inRoundsOf(other, way), func(s sample) float64 { return s.builder.Seconds() })).median
+	return a / b
+}
+
 // ratio is the median time of a way over that of another, both over the rounds
 // in which both took part. It is NaN if there are none.
 func ratio(way, other []sample) float64 {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"strings"
+
 	"nixbastion/internal/testbed"
 )
 
@@ -19,9 +21,8 @@ type way struct {
 	name string
 	// store is the URI for --store and --from.
 	store string
-	// jump is the account on the middle through which ssh reaches the builder, or the
-	// builder's own if one end talks to the other.
-	jump string
+	// account is "" or ends in @; host is the name of the middle, or of the builder.
+	account, host string
 	// builders is the setting of that name: a line of the machines file.
 	builders string
 	// middle is the host between; nil if there is none.
@@ -29,6 +30,14 @@ type way struct {
 	// reset empties what the middle has stored and brings it back to where it was
 	// after its start; nil if it stores nothing.
 	reset func() error
+}
+
+// user is the name to log in with.
+func (w *way) user() string {
+	if w.account == "" {
+		return "root" // which means nothing to the proxy
+	}
+	return strings.TrimSuffix(w.account, "@")
 }
 
 // aside is a way that is measured for comparison only, and more seldom where
@@ -44,7 +53,8 @@ func newWay(name, account string, h *testbed.Host, key testbed.Key) *way {
 	return &way{
 		name:     name,
 		store:    uri + "?ssh-key=" + key.File(),
-		jump:     account + h.Name(),
+		account:  account,
+		host:     h.Name(),
 		builders: testbed.Machine{Store: uri, Key: key, MaxJobs: jobs}.Line(),
 	}
 }
