@@ -15,7 +15,7 @@ import (
 // hasCached waits until an output is whole in the cache of the default domain.
 func (l *lab) hasCached(name string) {
 	l.Helper()
-	eventually(l.T, name+" is in the cache", func() bool {
+	eventually(l, name+" is in the cache", func() bool {
 		provenance, err := l.proxy.cache.QueryProvenance("default", labPath(name))
 		return err == nil && provenance != cache.Claimed
 	})

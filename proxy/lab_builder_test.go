@@ -55,7 +55,7 @@ func (b *labBuilder) content() string {
 	return "accept"
 }
 
-func (b *labBuilder) start(t *testing.T) {
+func (b *labBuilder) start(t testing.TB) {
 	t.Helper()
 	b.hostKey = testKey("host of " + b.name)
 	var err error

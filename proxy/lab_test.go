@@ -31,7 +31,7 @@ import (
 // loopback with the daemon of a store in memory behind it. Clients speak the
 // worker protocol to the proxy's sessions; how they log in is shown elsewhere.
 type lab struct {
-	*testing.T
+	testing.TB
 	proxy    *Proxy
 	builders map[string]*labBuilder
 	log      *logBook
@@ -50,9 +50,9 @@ principals:
 var labKey = storetest.SigningKey("suite-1")
 
 // newLab starts a proxy with builders of the default domain, in order of names.
-func newLab(t *testing.T, builders ...*labBuilder) *lab {
+func newLab(t testing.TB, builders ...*labBuilder) *lab {
 	t.Helper()
-	l := &lab{T: t, builders: map[string]*labBuilder{}, log: &logBook{}}
+	l := &lab{TB: t, builders: map[string]*labBuilder{}, log: &logBook{}}
 	dir := t.TempDir()
 	identity := filepath.Join(dir, "id")
 	l.writeKey(identity, "proxy")
@@ -124,6 +124,12 @@ type labClient struct {
 func (l *lab) client(principal string) *labClient {
 	l.Helper()
 	near, far := net.Pipe()
+	return l.clientOn(principal, near, far)
+}
+
+// clientOn is client over a connection with two ends.
+func (l *lab) clientOn(principal string, near, far net.Conn) *labClient {
+	l.Helper()
 	ctx, cancel := context.WithCancel(l.Context())
 	c := &labClient{hangUp: func() { near.Close() }, served: make(chan error, 1)}
 	s := l.proxy.newSession(l.principal(principal), l.proxy.log)

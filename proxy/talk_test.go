@@ -54,7 +54,7 @@ func townTime() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) }
 
 func newTown(t *testing.T) *town {
 	t.Helper()
-	l := &lab{T: t, log: &logBook{}}
+	l := &lab{TB: t, log: &logBook{}}
 	dir := t.TempDir()
 	l.writeKey(filepath.Join(dir, "id"), "proxy")
 	keys := []any{authorizedLine(testKey("builder"))}
