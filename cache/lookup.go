@@ -33,10 +33,16 @@ func (c *Cache) validOf(paths []nix.StorePath, found []*record) []nix.StorePath 
 // nix.ErrNotFound. The info is shared: nobody may change it. For a path that is
 // still arriving it is what was announced.
 func (c *Cache) QueryPathInfo(domain string, p nix.StorePath) (*nix.PathInfo, error) {
-	rec := c.findOne(domain, p)
+	return c.infoOf(p, c.find(domain, []nix.StorePath{p})[0])
+}
+
+// infoOf returns the info of a path for which rec was found, and counts it.
+func (c *Cache) infoOf(p nix.StorePath, rec *record) (*nix.PathInfo, error) {
 	if rec == nil {
+		c.count(0, 1)
 		return nil, fmt.Errorf("%s: %w", p, nix.ErrNotFound)
 	}
+	c.count(1, 0)
 	return rec.info, nil
 }
 
@@ -275,9 +281,14 @@ func (c *Cache) remember(keys []key, recs []*record, before uint64) {
 const maxTouched = 100_000
 
 func (c *Cache) touch(seen []sight) {
-	now := c.now().UnixNano()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.markUsed(seen)
+}
+
+// markUsed needs c.mu.
+func (c *Cache) markUsed(seen []sight) {
+	now := c.now().UnixNano()
 	for _, l := range seen {
 		if l.rec != nil {
 			c.touched[l.key] = now

@@ -54,10 +54,68 @@ func (c *Cache) NewPins(owner string) *Pins {
 // QueryValidPaths is [Cache.QueryValidPaths] and Pin in one step: what it returns
 // stays valid until Release.
 func (p *Pins) QueryValidPaths(domain string, paths []nix.StorePath) []nix.StorePath {
+	return p.c.validOf(paths, p.find(domain, paths))
+}
+
+// QueryPathInfo is [Cache.QueryPathInfo] and Pin in one step.
+func (p *Pins) QueryPathInfo(domain string, path nix.StorePath) (*nix.PathInfo, error) {
+	return p.c.infoOf(path, p.find(domain, []nix.StorePath{path})[0])
+}
+
+// find returns the records of paths that are visible in the domain, nil for the
+// others, and keeps those that it found.
+func (p *Pins) find(domain string, paths []nix.StorePath) []*record {
+	if found := p.findInMemory(domain, paths); found != nil {
+		return found
+	}
 	p.ask(paths)
 	found := p.c.find(domain, paths)
 	p.keep(paths, found)
-	return p.c.validOf(paths, found)
+	return found
+}
+
+// findInMemory is find where memory knows all of the paths, as it mostly does, and
+// nil where it does not. The lock is taken once: with many clients it is what they
+// all wait for.
+func (p *Pins) findInMemory(domain string, paths []nix.StorePath) []*record {
+	p.c.mu.Lock()
+	defer p.c.mu.Unlock()
+	seen, found := make([]sight, len(paths)), make([]*record, len(paths))
+	for i, path := range paths {
+		if seen[i] = p.c.remembered(domain, path); !seen[i].known {
+			return nil
+		}
+		found[i] = seen[i].rec
+	}
+	p.c.markUsed(seen)
+	for i, path := range paths {
+		if found[i] != nil && p.owner != nil {
+			p.pin(path.HashPart(), cost(found[i].info.NarSize))
+		}
+	}
+	return found
+}
+
+// pin keeps a path that is known to be there, within the bounds. It needs Cache.mu.
+func (p *Pins) pin(hashPart string, bytes int64) {
+	held := p.hold(hashPart)
+	if !held.kept {
+		p.promise(hashPart, held, bytes)
+	}
+	if !held.kept && held.asking == 0 {
+		p.unpin(hashPart)
+	}
+}
+
+// hold returns what the session holds of a path, from now on if it did not. It needs Cache.mu.
+func (p *Pins) hold(hashPart string) *pin {
+	held := p.held[hashPart]
+	if held == nil {
+		held = &pin{}
+		p.held[hashPart] = held
+		p.c.pins[hashPart]++
+	}
+	return held
 }
 
 // Pin keeps those of paths that are valid in the domain and returns them.
@@ -74,14 +132,7 @@ func (p *Pins) ask(paths []nix.StorePath) {
 		return
 	}
 	for _, path := range paths {
-		hashPart := path.HashPart()
-		held := p.held[hashPart]
-		if held == nil {
-			held = &pin{}
-			p.held[hashPart] = held
-			p.c.pins[hashPart]++
-		}
-		held.asking++
+		p.hold(path.HashPart()).asking++
 	}
 }
 

@@ -73,8 +73,7 @@ func (s *session) QueryValidPaths(_ context.Context, paths []nix.StorePath, _ bo
 
 // QueryPathInfo answers from the cache and pins the path.
 func (s *session) QueryPathInfo(_ context.Context, path nix.StorePath) (*nix.PathInfo, error) {
-	s.pins.Pin(s.domain(), []nix.StorePath{path})
-	return s.cache.QueryPathInfo(s.domain(), path)
+	return s.pins.QueryPathInfo(s.domain(), path)
 }
 
 // NarFromPath opens a NAR in the cache, or follows one that is still arriving
