@@ -92,7 +92,7 @@ func TestS16NoBuilderGetsMoreThanItsSlots(t *testing.T) {
 
 func TestSoakS16NoBuilderGetsMoreThanItsSlots(t *testing.T) {
 	onlyInSoak(t)
-	startYard(t).testSlots(t, "long", 100, 100, 500*time.Millisecond)
+	startYard(t).testSlots(t, "long", 100, 100, 1500*time.Millisecond)
 }
 
 // testSlots has the first client send more builds than each of the others.
