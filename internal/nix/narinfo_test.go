@@ -143,12 +143,13 @@ func TestSigningKeyKeepsItsSecret(t *testing.T) {
 	secret := key.Secret()
 	for _, broken := range []string{
 		"", "host-1", ":" + secret, "host-1:" + secret[7:40], "host-1:!!!", secret[:len(secret)-6] + "AAAA==",
-		"host 1:" + secret[7:],
+		"host 1:" + secret[7:], "host\x001:" + secret[7:],
+		secret[7:], secret[7:] + ":host-1", // the name is missing, or behind the secret
 	} {
 		_, err := ParseSigningKey(broken)
 		if err == nil {
 			t.Errorf("accepted %q", broken)
-		} else if len(broken) > 40 && strings.Contains(err.Error(), broken[20:40]) {
+		} else if strings.Contains(err.Error(), secret[20:40]) {
 			t.Errorf("the error tells the secret: %v", err)
 		}
 	}

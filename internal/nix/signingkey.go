@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 )
 
 // SigningKey signs path infos. It has no String that shows the secret, so that
@@ -30,7 +31,8 @@ func GenerateSigningKey(name string) (SigningKey, error) {
 
 // ParseSigningKey parses the content of a secret key file as Nix writes it:
 // "name:base64 of 64 bytes", seed and public key. Space around it is ignored.
-// Errors do not quote the content.
+// Errors do not quote the content, nor what stands where the name should: that
+// may be the secret.
 func ParseSigningKey(s string) (SigningKey, error) {
 	name, text, _ := strings.Cut(strings.TrimSpace(s), ":")
 	if err := checkKeyName(name); err != nil {
@@ -38,17 +40,20 @@ func ParseSigningKey(s string) (SigningKey, error) {
 	}
 	raw, err := base64.StdEncoding.DecodeString(text)
 	if err != nil || len(raw) != ed25519.PrivateKeySize {
-		return SigningKey{}, fmt.Errorf("secret key %q is not %d bytes of base64", clip(name), ed25519.PrivateKeySize)
+		return SigningKey{}, fmt.Errorf("secret key does not have %d bytes of base64 behind its name and a ':'", ed25519.PrivateKeySize)
 	}
 	key := ed25519.NewKeyFromSeed(raw[:ed25519.SeedSize])
 	if !bytes.Equal(key, raw) {
-		return SigningKey{}, fmt.Errorf("secret key %q does not fit its public half", clip(name))
+		return SigningKey{}, errors.New("secret key does not fit its public half")
 	}
 	return SigningKey{name: name, key: key}, nil
 }
 
+// checkKeyName refuses names that would end a word or a line of the files that
+// they stand in.
 func checkKeyName(name string) error {
-	if name == "" || strings.ContainsAny(name, ": \t\r\n") {
+	bad := func(r rune) bool { return r == ':' || unicode.IsSpace(r) || unicode.IsControl(r) }
+	if name == "" || strings.ContainsFunc(name, bad) {
 		return errors.New("key has no name before a ':', or one with spaces")
 	}
 	return nil
