@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"nixbastion/internal/nix"
 )
 
 // DefaultSize is what a cache may hold if nobody said otherwise, in bytes.
@@ -38,6 +40,10 @@ type Options struct {
 	// of Size.
 	PinnedPaths int
 	PinnedBytes int64
+	// Sign returns the signatures that a path is to have, one per key and the same
+	// each time; nil means that nobody signs. It is called before a path becomes
+	// valid and by [Cache.Resign], from any goroutine, and must not wait.
+	Sign func(Verified) []nix.Signature
 	// Log gets what an admin should know; nil means slog.Default.
 	Log *slog.Logger
 	// Now is the clock of registration and recency; nil means time.Now.
@@ -53,6 +59,9 @@ type Cache struct {
 	room    *room
 	log     *slog.Logger
 	now     func() time.Time
+
+	signer  func(Verified) []nix.Signature // nil: nobody signs
+	signing turnstile
 
 	// pinnedPaths and pinnedBytes bound each owner of pins.
 	pinnedPaths int
@@ -182,7 +191,7 @@ func newCache(root *os.Root, x *index, o Options) (*Cache, error) {
 		return nil, err
 	}
 	c := &Cache{
-		root: root, index: x, scratch: scratch, hot: hot, log: o.Log, now: o.Now,
+		root: root, index: x, scratch: scratch, hot: hot, log: o.Log, now: o.Now, signer: o.Sign,
 		pinnedPaths: o.PinnedPaths, pinnedBytes: o.PinnedBytes, scanEnded: make(chan struct{}),
 		pending: map[key]*publication{}, pins: map[string]int{}, owners: map[string]*pinOwner{},
 		claims: map[string]*claim{}, touched: map[key]int64{},

@@ -129,6 +129,10 @@ func (c *Cache) decide(rec *record, s *spool, g Grant, own *publication) (Outcom
 	if outcome == Added {
 		c.counters.added.Add(1)
 	}
+	defer c.signing.enter()()
+	for k, r := range records {
+		records[k] = c.sign(k, g.Domain, r)
+	}
 	return outcome, c.install(records, s, own)
 }
 

@@ -30,6 +30,8 @@ var (
 	bucketMeta    = []byte("meta")    // names below -> u64
 	// hash part of a path, key of a row that refers to it -> nothing
 	bucketReferrers = []byte("referrers")
+	// domain -> text that names the keys of which all its rows have signatures
+	bucketSigned = []byte("signed")
 )
 
 var (
@@ -117,7 +119,7 @@ func (x *index) start(file *os.File) error {
 
 // begin makes the buckets and notes that the index is in use.
 func (x *index) begin(tx *bbolt.Tx) error {
-	for _, name := range [][]byte{bucketRows, bucketRecency, bucketNars, bucketReferrers, bucketMeta} {
+	for _, name := range [][]byte{bucketRows, bucketRecency, bucketNars, bucketReferrers, bucketSigned, bucketMeta} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -245,6 +247,16 @@ func (x *index) referrersBehind(hashPart string, last key, n int) (keys []key, e
 	return keys, err
 }
 
+// signedWith returns what was noted of the signatures of a domain's rows, "" for
+// nothing.
+func (x *index) signedWith(domain string) (keys string, err error) {
+	err = x.db.View(func(tx *bbolt.Tx) error {
+		keys = string(tx.Bucket(bucketSigned).Get([]byte(domain)))
+		return nil
+	})
+	return keys, err
+}
+
 // hasNAR reports whether a row names the NAR.
 func (x *index) hasNAR(narHash nix.Hash) (has bool, err error) {
 	err = x.db.View(func(tx *bbolt.Tx) error {
@@ -259,7 +271,7 @@ func (x *index) update(change func(*indexTx) error) (done changes, err error) {
 	err = x.db.Update(func(tx *bbolt.Tx) error {
 		t := &indexTx{
 			rows: tx.Bucket(bucketRows), recency: tx.Bucket(bucketRecency),
-			nars: tx.Bucket(bucketNars), referrers: tx.Bucket(bucketReferrers), meta: tx.Bucket(bucketMeta),
+			nars: tx.Bucket(bucketNars), referrers: tx.Bucket(bucketReferrers), signed: tx.Bucket(bucketSigned), meta: tx.Bucket(bucketMeta),
 		}
 		if err := change(t); err != nil {
 			return err
@@ -281,7 +293,7 @@ type changes struct {
 
 // indexTx is a transaction that writes.
 type indexTx struct {
-	rows, recency, nars, referrers, meta *bbolt.Bucket
+	rows, recency, nars, referrers, signed, meta *bbolt.Bucket
 	changes
 }
 
@@ -330,6 +342,28 @@ func (t *indexTx) delete(k key) error {
 		t.recency.Delete(recencyKey(r.lastUse, name)),
 		t.rows.Delete(name),
 		t.refer(r.info.NarHash, r.info.NarSize, -1))
+}
+
+// sign writes a row's record anew, which differs in its signatures alone.
+func (t *indexTx) sign(k key, rec *record) error {
+	v := t.rows.Get(k.bytes())
+	if v == nil {
+		return nil
+	}
+	r, err := decodeRow(v)
+	if err != nil {
+		return err
+	}
+	r.record = *rec
+	return t.rows.Put(k.bytes(), r.encode())
+}
+
+// noteSigned notes with which keys the rows of a domain are signed, "" for none.
+func (t *indexTx) noteSigned(domain, keys string) error {
+	if keys == "" {
+		return t.signed.Delete([]byte(domain))
+	}
+	return t.signed.Put([]byte(domain), []byte(keys))
 }
 
 // refer counts the rows that name a NAR.

@@ -41,6 +41,8 @@ func (c *Cache) tryAddSignatures(p nix.StorePath, sigs []nix.Signature, g Grant)
 	if merged == rec {
 		return nil, nil
 	}
+	defer c.signing.enter()()
+	merged = c.sign(keyOf(g.Domain, p), g.Domain, merged) // it may be worth more than before
 	var err error
 	if !c.keeper.do(func() { err = c.keeper.replace(keyOf(g.Domain, p), merged) }) {
 		err = ErrClosed
