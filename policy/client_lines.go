@@ -21,6 +21,9 @@ type ClientLines struct {
 	// HostKeyField is the last field of that line, by which Nix knows the proxy
 	// without a known_hosts file.
 	HostKeyField string
+	// TrustedPublicKeys are those by which Nix knows what the domain signs; nil if
+	// it signs nothing.
+	TrustedPublicKeys []string
 	// KnownHosts is a line of known_hosts.
 	KnownHosts string
 	// CertAuthority is another, for clients that trust the authority of the
@@ -43,6 +46,9 @@ func (p *Policy) ClientLines(domain, host string, hostKey ssh.PublicKey) (Client
 		KnownHosts:    host + " " + key,
 		CertAuthority: p.certAuthority(host),
 		SSHConfig:     p.sshConfig(host),
+	}
+	if dom := p.DomainNamed(domain); dom != nil && len(dom.Signers()) > 0 {
+		lines.TrustedPublicKeys = keyTexts(dom.PublicKeys())
 	}
 	lines.Systems, lines.Features, lines.Slots = p.offers(domain)
 	if len(lines.Systems) > 0 {

@@ -34,6 +34,7 @@ type decoder struct {
 	references                                []reference
 	shared                                    []sharing
 	jumps                                     []jumpReference
+	signers                                   []signer
 }
 
 // setting is one key that a mapping may have.

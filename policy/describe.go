@@ -21,8 +21,8 @@ func (p *Policy) Describe(w io.Writer, host string) error {
 	}
 	t := &description{pol: p, grants: p.grantsByPrincipal(), now: time.Now()}
 	t.server()
-	for _, domain := range p.Domains {
-		t.domain(domain.Name)
+	for i := range p.Domains {
+		t.domain(&p.Domains[i])
 	}
 	for i := range p.Builders {
 		t.builder(&p.Builders[i])
@@ -106,7 +106,8 @@ func (t *description) trust(keys []nix.PublicKey) {
 	t.line(0, "Signatures of %s prove a store path.", strings.Join(all, ", "))
 }
 
-func (t *description) domain(name string) {
+func (t *description) domain(dom *Domain) {
+	name := dom.Name
 	t.line(0, "\nDomain %s", name)
 	full := t.principals(name, RoleFull, "may upload, build and fetch")
 	t.principals(name, RoleRead, "may fetch only")
@@ -119,6 +120,7 @@ func (t *description) domain(name string) {
 	if len(full) > 0 {
 		t.line(1, "%s", powers(full, builders))
 	}
+	t.signing(dom, full)
 }
 
 // principals lists those of a role and returns what gives their rights.
@@ -190,6 +192,15 @@ func (t JumpTarget) meaning() string {
 
 // powers says aloud what role full amounts to.
 func powers(grants []*grant, builders []string) string {
+	text := eachFull(grants) + " can plant any store path for everybody of this domain"
+	if len(builders) > 0 {
+		text += ", and is as good as a trusted user of " + strings.Join(builders, ", ")
+	}
+	return text + "."
+}
+
+// eachFull names those with role full as the subject of a sentence.
+func eachFull(grants []*grant) string {
 	keys, authorities := countGrants(grants)
 	who := "Each of the " + countOf(keys, "full key") + " of this domain"
 	if keys == 1 {
@@ -201,11 +212,7 @@ func powers(grants []*grant, builders []string) string {
 	case authorities > 0:
 		who += ", and each certificate for it,"
 	}
-	text := who + " can plant any store path for everybody of this domain"
-	if len(builders) > 0 {
-		text += ", and is as good as a trusted user of " + strings.Join(builders, ", ")
-	}
-	return text + "."
+	return who
 }
 
 func (t *description) builder(b *Builder) {
@@ -275,6 +282,7 @@ func (t *description) warnings() {
 			warn("builder %s is for domains where nobody may build", b.Name)
 		}
 	}
+	t.signingWarnings(warn)
 	t.keyWarnings(warn)
 	t.certificateWarnings(warn)
 	if len(p.Admin.Socket) > maxSocketPath {

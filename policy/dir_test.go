@@ -2,6 +2,7 @@ package policy
 
 import (
 	"crypto/ed25519"
+	"encoding/base64"
 	"encoding/pem"
 	"os"
 	"path/filepath"
@@ -24,6 +25,9 @@ func newDir(t testing.TB) dir {
 	d.write("builder-key.pub", authorizedLine("builder"), 0o600)
 	d.write("open-key", privatePEM(private), 0o640)
 	d.write("locked-key", lockedKey(), 0o600)
+	for _, name := range []string{"ci-1", "ci-2", "default-1"} {
+		d.write(name+".secret", signingKeyText(name)+"\n", 0o600)
+	}
 	d.write("large-file", strings.Repeat("x", maxIdentityBytes+1), 0o600)
 	return d
 }
@@ -79,6 +83,11 @@ func privatePEM(key ed25519.PrivateKey) string {
 		panic(err)
 	}
 	return string(pem.EncodeToMemory(block))
+}
+
+// signingKeyText is what the file of a secret key of Nix has.
+func signingKeyText(name string) string {
+	return name + ":" + base64.StdEncoding.EncodeToString(testPrivateKey(name))
 }
 
 // lockedKey is made once: a passphrase is meant to be slow.

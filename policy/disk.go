@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"unicode"
 
 	"github.com/skeema/knownhosts"
@@ -24,6 +25,11 @@ const (
 type disk interface {
 	// read returns what a regular file has, up to limit bytes.
 	read(path string, limit int64) ([]byte, fs.FileMode, error)
+	// secret is read for a file that is not to be anybody's: what it returns of the
+	// file is true of the bytes that it returns.
+	secret(path string, limit int64) ([]byte, secretFile, error)
+	// owner returns whose a file is, 0 if it is not there.
+	owner(path string) int
 	// hostKeyTypes returns the types of the keys that a known_hosts file has for
 	// an address with port.
 	hostKeyTypes(path, address string) ([]string, error)
@@ -50,6 +56,43 @@ func (realDisk) read(path string, limit int64) ([]byte, fs.FileMode, error) {
 		err = fmt.Errorf("read %s: the file is larger than %s", path, sizeText(limit))
 	}
 	return text, info.Mode().Perm(), err
+}
+
+func (realDisk) secret(path string, limit int64) ([]byte, secretFile, error) {
+	// Opening a pipe would wait for its writer.
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, secretFile{}, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, secretFile{}, err
+	}
+	of := secretFile{mode: info.Mode(), owner: ownerOf(info)}
+	if !of.mode.IsRegular() {
+		return nil, of, nil
+	}
+	text, err := io.ReadAll(io.LimitReader(file, limit+1))
+	if err == nil && int64(len(text)) > limit {
+		err = fmt.Errorf("read %s: the file is larger than %s", path, sizeText(limit))
+	}
+	return text, of, err
+}
+
+func (realDisk) owner(path string) int {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	return ownerOf(info)
+}
+
+func ownerOf(info fs.FileInfo) int {
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+		return int(stat.Uid)
+	}
+	return -1 // nobody's
 }
 
 func (realDisk) hostKeyTypes(path, address string) ([]string, error) {

@@ -24,6 +24,13 @@ func (f fakeDisk) read(path string, _ int64) ([]byte, fs.FileMode, error) {
 	return []byte(text), 0o600, nil
 }
 
+func (f fakeDisk) secret(path string, limit int64) ([]byte, secretFile, error) {
+	text, mode, err := f.read(path, limit)
+	return text, secretFile{mode: mode}, err
+}
+
+func (fakeDisk) owner(string) int { return 0 }
+
 func (f fakeDisk) hostKeyTypes(string, string) ([]string, error) {
 	return []string{ssh.KeyAlgoED25519}, nil
 }
@@ -170,6 +177,7 @@ func FuzzLoad(f *testing.F) {
 		"builder-key": privatePEM(testPrivateKey("builder")), "known_hosts": "b1 " + authorizedLine("b1"),
 		"revoked_keys": "serial: 7\n" + authorizedLine("gone"), "ssh_host_ed25519_key-cert.pub": hostCertificateOf(f, nil),
 		"runners.keys": authorizedLine("runner"), "more.keys": "nonsense\n" + authorizedLine("more"),
+		"default-1.secret": signingKeyText("default-1"), "ci-1.secret": signingKeyText("ci-1"), "ci-2.secret": signingKeyText("ci-2"),
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		pol, err := parse("policy.yaml", text, disk)
@@ -200,6 +208,7 @@ func checkAccepted(t *testing.T, pol *Policy) {
 	for _, q := range pol.Principals {
 		checkJump(t, pol, q)
 	}
+	checkSigners(t, pol)
 	for _, b := range pol.Builders {
 		if b.Socket != "" {
 			checkLocal(t, b)
@@ -214,6 +223,23 @@ func checkAccepted(t *testing.T, pol *Policy) {
 	}
 	if pol.StateDir == "" || len(pol.Listen) == 0 || pol.Cache.Size <= pol.Cache.SpoolReserve || pol.Cache.SpoolReserve < 0 {
 		t.Fatalf("policy %+v", pol)
+	}
+}
+
+// checkSigners holds that a domain signs with keys of its own or says that it does
+// not sign.
+func checkSigners(t *testing.T, pol *Policy) {
+	owner := map[string]string{}
+	for _, dom := range pol.Domains {
+		if (len(dom.Signers()) > 0) != (dom.SignersName() != "") || len(dom.SigningKeys) == 0 && dom.Sign != SignNone {
+			t.Fatalf("domain %+v", dom)
+		}
+		for _, key := range dom.SigningKeys {
+			if _, taken := owner[key.Name()]; taken {
+				t.Fatalf("two keys %s", key.Name())
+			}
+			owner[key.Name()] = dom.Name
+		}
 	}
 }
 

@@ -59,13 +59,18 @@ func (p *Policy) hasDefaultSocket() bool {
 
 // Reload reads the file again. If anything is wrong with it, the error says what,
 // and the policy stays as it was.
-func (l *Live) Reload() error {
+func (l *Live) Reload() error { return l.ReloadAfter(func(*Policy) {}) }
+
+// ReloadAfter is Reload for who has to do something with a policy before it
+// counts. A policy that is refused is not shown to it.
+func (l *Live) ReloadAfter(before func(next *Policy)) error {
 	l.loading.Lock()
 	defer l.loading.Unlock()
 	pol, err := Load(l.file)
 	if err != nil {
 		return err
 	}
+	before(pol)
 	l.current.Store(pol)
 	return nil
 }

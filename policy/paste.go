@@ -38,6 +38,7 @@ func (t *description) paste(host string) {
 	if len(t.pol.Principals) == 0 {
 		return
 	}
+	t.substituters(host)
 	t.knownHosts(host, hostKey)
 	t.sshConfig(host)
 }

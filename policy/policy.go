@@ -108,6 +108,9 @@ type Log struct {
 // upload and have built.
 type Domain struct {
 	Name string
+	// SigningKeys sign as Sign says, all of them. None: nothing is signed.
+	SigningKeys []nix.SigningKey
+	Sign        Signing
 }
 
 // Content says what happens when a builder holds an input with other bytes than

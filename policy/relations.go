@@ -42,6 +42,7 @@ func (d *decoder) relations() {
 		d.sharedBuilder(s)
 	}
 	d.jumpBuilders()
+	d.signersAreNotImpersonated()
 }
 
 func (d *decoder) danglingDomains() {

@@ -128,17 +128,26 @@ func (d *decoder) log(n *yaml.Node) {
 // domains adds those of the file to the one that is always there.
 func (d *decoder) domains(n *yaml.Node) {
 	d.list(n, func(item *yaml.Node) {
-		values := d.mapping(item, "domains.",
-			setting{"name", func(n *yaml.Node) { d.domain(n) }},
-		)
-		d.require(item, values, "a domain", [2]string{"name", "name it: - name: ci"})
+		d.domain(item)
 	})
 }
 
 func (d *decoder) domain(n *yaml.Node) {
-	name, ok := d.checkedText(n, checkName)
-	if !ok || !d.domainsSeen.add(d, "domain", name, n) || name == defaultDomainName {
+	var dom Domain
+	var mode Signing
+	values := d.mapping(n, "domains.",
+		setting{"name", func(n *yaml.Node) { dom.Name, _ = d.checkedText(n, checkName) }},
+		setting{"signing_keys", func(n *yaml.Node) { dom.SigningKeys = d.signingKeys(n, dom.Name) }},
+		setting{"sign", func(n *yaml.Node) { mode, _ = choice(d, n, signingWords) }},
+	)
+	d.require(n, values, "a domain", [2]string{"name", "name it: - name: ci"})
+	d.signing(values, &dom, mode)
+	if dom.Name == "" || !d.domainsSeen.add(d, "domain", dom.Name, values["name"]) {
 		return
 	}
-	d.pol.Domains = append(d.pol.Domains, Domain{Name: name})
+	if known := d.pol.DomainNamed(dom.Name); known != nil { // the one that is always there
+		*known = dom
+		return
+	}
+	d.pol.Domains = append(d.pol.Domains, dom)
 }
