@@ -27,6 +27,8 @@ type labBuilder struct {
 	trust    nix.Trust
 	// build makes the outputs of a derivation; nil writes who built it.
 	build func(ctx context.Context, b *labBuilder, log nix.Logger, drv *nix.BasicDerivation) (*nix.BuildResult, error)
+	// beforeNar is called before a NAR goes to the proxy; nil is nothing.
+	beforeNar func()
 
 	hostKey  ssh.Signer
 	listener net.Listener
@@ -225,6 +227,9 @@ func (s *labStore) NarFromPath(_ context.Context, path nix.StorePath) (io.ReadCl
 	f, ok := s.b.file(path)
 	if !ok {
 		return nil, nix.ErrNotFound
+	}
+	if s.b.beforeNar != nil {
+		s.b.beforeNar()
 	}
 	return io.NopCloser(bytes.NewReader(f.nar)), nil
 }

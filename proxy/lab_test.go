@@ -35,6 +35,7 @@ type lab struct {
 	proxy    *Proxy
 	builders map[string]*labBuilder
 	log      *logBook
+	file     string // the policy
 }
 
 // labPrincipals are in every lab.
@@ -80,6 +81,7 @@ func (l *lab) start(file, text string) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		l.Fatal(err)
 	}
+	l.file = file
 	live, err := policy.NewLive(file)
 	if err != nil {
 		l.Fatalf("policy: %v\n%s", err, text)

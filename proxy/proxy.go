@@ -45,11 +45,12 @@ type Proxy struct {
 	hostKey ssh.PublicKey
 	tmpDir  string // for what need not outlive a client
 
-	front  *Front
-	cache  *cache.Cache
-	router *route.Router
-	pool   *upstream.Pool
-	builds *builds
+	front   *Front
+	cache   *cache.Cache
+	router  *route.Router
+	pool    *upstream.Pool
+	builds  *builds
+	signing *signing
 
 	glances glances
 
@@ -102,10 +103,13 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	}
 	p.cache, err = cache.Open(ctx, cache.Options{
 		Dir: filepath.Join(pol.StateDir, "cache"), Size: pol.Cache.Size, Reserve: pol.Cache.SpoolReserve, Log: p.log,
+		Sign: func(v cache.Verified) []nix.Signature { return signPath(p.policy.Current(), v) },
 	})
 	if err != nil {
 		return fmt.Errorf("open cache: %w", err)
 	}
+	p.signing = &signing{cache: p.cache, policy: p.policy, log: p.log}
+	p.signing.prepare(pol)
 	fetchCtx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.stopFetches = stop
 	p.builds = &builds{
@@ -118,9 +122,10 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 // Reload takes the policy file anew. A file with mistakes is refused and the old
 // policy stays.
 func (p *Proxy) Reload() error {
-	if err := p.policy.Reload(); err != nil {
+	if err := p.policy.ReloadAfter(p.signing.prepare); err != nil {
 		return err
 	}
+	p.signing.begin(p.builds.fetchCtx)
 	p.apply(p.policy.Current())
 	p.lookAtBuilders()
 	p.warnOfHostCertificate()
@@ -149,6 +154,7 @@ func (p *Proxy) lookAtBuilders() {
 // Serve answers connections of all listeners until ctx ends, then returns nil.
 // It owns the listeners.
 func (p *Proxy) Serve(ctx context.Context, listeners []net.Listener) error {
+	p.signing.begin(p.builds.fetchCtx)
 	p.lookAtBuilders()
 	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
@@ -166,6 +172,7 @@ func (p *Proxy) Shutdown(ctx context.Context) error {
 	p.builds.inflight.cancelAll(errShutdown)
 	p.stopFetches(errShutdown)
 	p.builds.fetches.Wait()
+	p.signing.halt()
 	errs = append(errs, p.pool.Close(ctx), p.cache.Close())
 	return errors.Join(errs...)
 }

@@ -27,6 +27,8 @@ type session struct {
 	pins *cache.Pins
 	// attached counts the builds attended, to keep their activity ids apart.
 	attached uint64
+	// own are the outputs of builds that this client asked for.
+	own map[nix.StorePath]bool
 	// buildLimits are those of the builds that follow.
 	buildLimits nix.BuildLimits
 }
@@ -71,8 +73,12 @@ func (s *session) QueryValidPaths(_ context.Context, paths []nix.StorePath, _ bo
 	return s.pins.Pin(s.domain(), paths), nil
 }
 
-// QueryPathInfo answers from the cache and pins the path.
-func (s *session) QueryPathInfo(_ context.Context, path nix.StorePath) (*nix.PathInfo, error) {
+// QueryPathInfo answers from the cache and pins the path. It waits for the
+// signature of a path that is still arriving.
+func (s *session) QueryPathInfo(ctx context.Context, path nix.StorePath) (*nix.PathInfo, error) {
+	if err := s.awaitSignature(ctx, path); err != nil {
+		return nil, err
+	}
 	return s.pins.QueryPathInfo(s.domain(), path)
 }
 
@@ -156,6 +162,7 @@ func (s *session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath n
 	}
 	if result := s.knownOutputs(drv, mode); result != nil {
 		s.log.Info("outputs are known", "drv", drvPath.String())
+		s.owns(result.Outputs)
 		return result, nil
 	}
 	s.attached++
@@ -166,6 +173,7 @@ func (s *session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath n
 	for _, out := range result.Outputs {
 		s.pins.Pin(s.domain(), []nix.StorePath{out.Path})
 	}
+	s.owns(result.Outputs)
 	return result, nil
 }
 

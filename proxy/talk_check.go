@@ -39,9 +39,12 @@ type keyAnswer struct {
 	// the placeholder HOST.
 	Host string `json:"host"`
 	// MachinesLine is empty for a key that may not build or has no builder.
-	MachinesLine   string   `json:"machines_line"`
-	NixConf        []string `json:"nix_conf"`
-	KnownHostsLine string   `json:"known_hosts_line"`
+	MachinesLine string `json:"machines_line"`
+	// TrustedPublicKeys are those by which Nix knows what the domain signs. They
+	// are in NixConf, too.
+	TrustedPublicKeys []string `json:"trusted_public_keys,omitempty"`
+	NixConf           []string `json:"nix_conf"`
+	KnownHostsLine    string   `json:"known_hosts_line"`
 	// CertAuthorityLine is there if this host shows a certificate for Host.
 	CertAuthorityLine string   `json:"cert_authority_line,omitempty"`
 	HostKeyField      string   `json:"host_key_field"`
@@ -68,7 +71,8 @@ func (p *Proxy) checkKey(a *asker, args []string) (answer, error) {
 		Principal: principal.Name, Role: principal.Role.String(), Domain: principal.Domain,
 		Trusted: trustOf(principal.Role) == nix.Trusted,
 		Systems: orNone(lines.Systems), Features: orNone(lines.Features), Slots: lines.Slots,
-		Host: host, KnownHostsLine: lines.KnownHosts, CertAuthorityLine: lines.CertAuthority, HostKeyField: lines.HostKeyField, SSHConfig: orNone(lines.SSHConfig),
+		TrustedPublicKeys: lines.TrustedPublicKeys,
+		Host:              host, KnownHostsLine: lines.KnownHosts, CertAuthorityLine: lines.CertAuthority, HostKeyField: lines.HostKeyField, SSHConfig: orNone(lines.SSHConfig),
 	}
 	k.BuildersUp, k.Builders = p.countBuilders(principal.Domain)
 	k.nixLines(principal.Role, lines)
@@ -76,15 +80,20 @@ func (p *Proxy) checkKey(a *asker, args []string) (answer, error) {
 }
 
 // nixLines are for the client's Nix: a builder for those who may build, a
-// substituter for those who may read. With fallback, Nix builds what neither has
-// when a substituter fails.
+// substituter for those who may read and for all where the proxy signs. With
+// fallback, Nix builds what neither has when a substituter fails.
 func (k *keyAnswer) nixLines(role policy.Role, lines policy.ClientLines) {
 	if role == policy.RoleFull && lines.Machines != "" {
 		k.MachinesLine = lines.Machines
-		k.NixConf = []string{"builders = @/etc/nix/machines", "fallback = true"}
-		return
+		k.NixConf = append(k.NixConf, "builders = @/etc/nix/machines")
 	}
-	k.NixConf = []string{"extra-substituters = " + lines.Store + "?priority=50", "fallback = true"}
+	if k.MachinesLine == "" || len(lines.TrustedPublicKeys) > 0 {
+		k.NixConf = append(k.NixConf, policy.SubstituterLine(lines.Store))
+	}
+	if len(lines.TrustedPublicKeys) > 0 {
+		k.NixConf = append(k.NixConf, policy.TrustedKeysLine(lines.TrustedPublicKeys))
+	}
+	k.NixConf = append(k.NixConf, "fallback = true")
 }
 
 func (p *Proxy) countBuilders(domain string) (up, all int) {
@@ -117,7 +126,7 @@ func (k *keyAnswer) print(page *page) {
 	if k.MachinesLine != "" {
 		page.paste("in /etc/nix/machines, one line, with the client's own key in it", k.MachinesLine)
 	}
-	if k.Trusted {
+	if k.Trusted || len(k.TrustedPublicKeys) > 0 {
 		page.paste("in /etc/nix/nix.conf", k.NixConf...)
 	} else {
 		page.paste("in /etc/nix/nix.conf; Nix takes only what is signed by a key that it trusts", k.NixConf...)
