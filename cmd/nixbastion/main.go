@@ -20,6 +20,7 @@ type cli struct {
 	Check   checkCmd   `cmd:"" help:"Check a policy file and print what it means."`
 	Status  statusCmd  `cmd:"" help:"Print builders, slots and queue of the running proxy."`
 	Why     whyCmd     `cmd:"" help:"Print where the running proxy would build something, and why."`
+	Key     keyCmd     `cmd:"" help:"Make keys that sign store paths, and show their public halves."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 
