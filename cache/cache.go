@@ -69,6 +69,10 @@ type Cache struct {
 
 	keeper   *keeper
 	counters counters
+	// checked has the NARs that were read and found right; reading counts those
+	// that are being read.
+	checked *checkedNARs
+	reading atomic.Int64
 	// scanning says that published paths may be missing in the index.
 	scanning atomic.Bool
 	// lost says that they will be missing until the next start.
@@ -194,7 +198,7 @@ func newCache(root *os.Root, x *index, o Options) (*Cache, error) {
 		root: root, index: x, scratch: scratch, hot: hot, log: o.Log, now: o.Now, signer: o.Sign,
 		pinnedPaths: o.PinnedPaths, pinnedBytes: o.PinnedBytes, scanEnded: make(chan struct{}),
 		pending: map[key]*publication{}, pins: map[string]int{}, owners: map[string]*pinOwner{},
-		claims: map[string]*claim{}, touched: map[key]int64{},
+		claims: map[string]*claim{}, touched: map[key]int64{}, checked: newCheckedNARs(o.Now),
 	}
 	c.counters.paths.Store(paths)
 	c.keeper = newKeeper(c)

@@ -105,15 +105,12 @@ func (c *Cache) tryOpen(ctx context.Context, domain string, p nix.StorePath) (io
 	return nar, err
 }
 
-// openPublished opens a NAR and checks that it is whole. This is the place to
-// hash it while it streams when that is due.
+// openPublished opens a NAR and checks that it is whole; that its bytes are right
+// is checked while they are read, where that is due.
 func (c *Cache) openPublished(k key, rec *record) (io.ReadCloser, error) {
-	f, err := c.root.Open(narName(rec.info.NarHash))
+	nar, err := c.openWhole(rec)
 	if err == nil {
-		if err = checkLength(f, rec.info.NarSize); err == nil {
-			return f, nil
-		}
-		f.Close()
+		return nar, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errLength) {
 		return nil, fmt.Errorf("open NAR of %s: %w", rec.info.Path, err)
@@ -126,15 +123,15 @@ func (c *Cache) openPublished(k key, rec *record) (io.ReadCloser, error) {
 
 var errLength = errors.New("NAR has another length than its path info says")
 
-func checkLength(f *os.File, size uint64) error {
+func checkLength(f *os.File, size uint64) (fs.FileInfo, error) {
 	info, err := f.Stat()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if uint64(info.Size()) != size {
-		return errLength
+		return nil, errLength
 	}
-	return nil
+	return info, nil
 }
 
 // find returns the records of paths that are visible in a domain: its own, or

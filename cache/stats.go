@@ -3,7 +3,7 @@ package cache
 import "sync/atomic"
 
 type counters struct {
-	paths, hits, misses, evictions, differing, added, broken, unpublished atomic.Int64
+	paths, hits, misses, evictions, differing, added, broken, corrupt, unpublished atomic.Int64
 }
 
 // Stats are sums since the cache was opened, but for Bytes, Paths and Arriving,
@@ -17,7 +17,8 @@ type Stats struct {
 	Added       int64 // paths that became valid
 	Differing   int64 // verified and discarded, since the path was valid with other bytes
 	Evictions   int64 // paths removed to make space
-	Broken      int64 // paths removed since their NAR was missing or short
+	Broken      int64 // paths removed since their NAR was missing or wrong
+	Corrupt     int64 // NARs put into quarantine since their bytes were wrong
 	Unpublished int64 // verified paths that could not be written to disk
 }
 
@@ -30,6 +31,6 @@ func (c *Cache) Stats() Stats {
 	return Stats{
 		Bytes: c.room.bytes(), Paths: n.paths.Load(), Arriving: arriving,
 		Hits: n.hits.Load(), Misses: n.misses.Load(), Added: n.added.Load(), Differing: n.differing.Load(),
-		Evictions: n.evictions.Load(), Broken: n.broken.Load(), Unpublished: n.unpublished.Load(),
+		Evictions: n.evictions.Load(), Broken: n.broken.Load(), Corrupt: n.corrupt.Load(), Unpublished: n.unpublished.Load(),
 	}
 }

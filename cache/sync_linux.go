@@ -25,3 +25,7 @@ func freeSpace(f *os.File) (int64, error) {
 	}
 	return int64(fs.Bavail) * int64(fs.Bsize), nil
 }
+
+// readOnce tells the kernel that a file is read only once, so that reading it does
+// not push out of the page cache what clients use. It is a hint, for Linux 6.3.
+func readOnce(f *os.File) { _ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_NOREUSE) }
