@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
 
 	"nixbastion/internal/nix"
 )
@@ -118,17 +117,30 @@ func (k *keeper) takeAway(narHash nix.Hash, id fileID, reason error) (bool, erro
 
 // dropNaming removes records whose NAR is gone and returns them.
 func (k *keeper) dropNaming(found []entry) ([]entry, error) {
-	found = slices.DeleteFunc(found, func(e entry) bool {
-		return hasLength(k.c.root, narName(e.row.info.NarHash), e.row.info.NarSize)
-	})
-	keys := make([]key, len(found))
+	recs, err := k.c.index.find(keysOf(found))
+	if err != nil {
+		return nil, err
+	}
+	var broken []entry
 	for i, e := range found {
-		keys[i] = e.key
+		if recs[i] != nil && recs[i].sameBytes(&e.row.record) && !hasLength(k.c.root, narName(e.row.info.NarHash), e.row.info.NarSize) {
+			broken = append(broken, e)
+		}
+	}
+	for _, e := range broken {
 		k.c.log.Warn("dropped a path whose NAR was broken", "domain", e.key.domain, "path", e.row.info.Path)
 	}
-	if len(keys) == 0 {
+	if len(broken) == 0 {
 		return nil, nil
 	}
-	k.c.counters.broken.Add(int64(len(keys)))
-	return found, k.remove(keys, nil)
+	k.c.counters.broken.Add(int64(len(broken)))
+	return broken, k.remove(keysOf(broken), nil)
+}
+
+func keysOf(entries []entry) []key {
+	keys := make([]key, len(entries))
+	for i, e := range entries {
+		keys[i] = e.key
+	}
+	return keys
 }
