@@ -44,6 +44,9 @@ type Options struct {
 	// each time; nil means that nobody signs. It is called before a path becomes
 	// valid and by [Cache.Resign], from any goroutine, and must not wait.
 	Sign func(Verified) []nix.Signature
+	// ScrubRate is how many bytes a second of what is on disk are read again in the
+	// background, to find what rotted there. Zero means none.
+	ScrubRate int64
 	// Log gets what an admin should know; nil means slog.Default.
 	Log *slog.Logger
 	// Now is the clock of registration and recency; nil means time.Now.
@@ -125,6 +128,9 @@ func Open(ctx context.Context, o Options) (*Cache, error) {
 	} else {
 		close(c.scanEnded)
 	}
+	if o.ScrubRate > 0 {
+		c.wg.Go(func() { newScrubber(c, o.ScrubRate).run(background) })
+	}
 	return c, nil
 }
 
@@ -142,7 +148,7 @@ func (o Options) withDefaults() (Options, error) {
 	switch {
 	case o.Dir == "":
 		return o, errors.New("no directory")
-	case o.Size < 0 || o.HotRecords < 0 || o.PinnedPaths < 0 || o.PinnedBytes < 0:
+	case o.Size < 0 || o.HotRecords < 0 || o.PinnedPaths < 0 || o.PinnedBytes < 0 || o.ScrubRate < 0:
 		return o, errors.New("a negative bound")
 	case o.Reserve < 0 || o.Reserve >= o.Size:
 		return o, fmt.Errorf("a reserve of %d bytes in a size of %d", o.Reserve, o.Size)

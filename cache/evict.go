@@ -1,10 +1,6 @@
 package cache
 
-import (
-	"errors"
-	"io/fs"
-	"path"
-)
+import "errors"
 
 // evictGroup bounds how many records go in one transaction, so that what is
 // verified does not wait long.
@@ -169,13 +165,4 @@ func (k *keeper) dropBroken(name key, rec *record) error {
 	k.c.log.Warn("dropped a path whose NAR is missing or has the wrong length", "path", rec.info.Path)
 	k.c.counters.broken.Add(1)
 	return errors.Join(k.quarantine(file), k.remove([]key{name}, nil))
-}
-
-// quarantine moves a file away, if it is there.
-func (k *keeper) quarantine(file string) error {
-	err := k.c.root.Rename(file, path.Join(quarantineDir, path.Base(file)))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }

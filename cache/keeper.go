@@ -47,6 +47,9 @@ func (k *keeper) run(ctx context.Context) {
 	defer close(k.ended)
 	tick := time.NewTicker(recencyEvery)
 	defer tick.Stop()
+	hourly := time.NewTicker(quarantineEvery)
+	defer hourly.Stop()
+	k.tidyQuarantine()
 	for {
 		select {
 		case p := <-k.verified:
@@ -59,10 +62,18 @@ func (k *keeper) run(ctx context.Context) {
 			k.writeRecency()
 		case <-tick.C:
 			k.writeRecency()
+		case <-hourly.C:
+			k.tidyQuarantine()
 		case <-ctx.Done():
 			k.writeRecency()
 			return
 		}
+	}
+}
+
+func (k *keeper) tidyQuarantine() {
+	if err := k.trimQuarantine(); err != nil {
+		k.c.log.Error("cannot look through the quarantine", "err", err)
 	}
 }
 

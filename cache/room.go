@@ -193,6 +193,13 @@ func (r *room) await(n int64) {
 	r.mu.Unlock()
 }
 
+// arriving reports whether spools hold space.
+func (r *room) arriving() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.claimed > 0
+}
+
 func (r *room) bytes() int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -3,11 +3,11 @@ package cache
 import "sync/atomic"
 
 type counters struct {
-	paths, hits, misses, evictions, differing, added, broken, corrupt, unpublished atomic.Int64
+	paths, hits, misses, evictions, differing, added, broken, corrupt, unpublished, quarantined, quarantinedBytes, scrubbed atomic.Int64
 }
 
-// Stats are sums since the cache was opened, but for Bytes, Paths and Arriving,
-// which are as of now.
+// Stats are sums since the cache was opened, but for Bytes, Paths, Arriving and
+// those of the quarantine, which are as of now.
 type Stats struct {
 	Bytes       int64 // taken by NARs in blocks of 4 KiB, those on their way included
 	Paths       int64 // durable paths, counted once per domain
@@ -20,6 +20,9 @@ type Stats struct {
 	Broken      int64 // paths removed since their NAR was missing or wrong
 	Corrupt     int64 // NARs put into quarantine since their bytes were wrong
 	Unpublished int64 // verified paths that could not be written to disk
+	Scrubbed    int64 // bytes of NARs that were read again in the background
+	// Quarantined files take QuarantinedBytes beside Bytes, as of now.
+	Quarantined, QuarantinedBytes int64
 }
 
 // Stats returns the numbers of the cache.
@@ -32,5 +35,6 @@ func (c *Cache) Stats() Stats {
 		Bytes: c.room.bytes(), Paths: n.paths.Load(), Arriving: arriving,
 		Hits: n.hits.Load(), Misses: n.misses.Load(), Added: n.added.Load(), Differing: n.differing.Load(),
 		Evictions: n.evictions.Load(), Broken: n.broken.Load(), Corrupt: n.corrupt.Load(), Unpublished: n.unpublished.Load(),
+		Scrubbed: n.scrubbed.Load(), Quarantined: n.quarantined.Load(), QuarantinedBytes: n.quarantinedBytes.Load(),
 	}
 }

@@ -64,6 +64,11 @@ func (t *description) server() {
 	p := t.pol
 	t.line(0, "The proxy listens on %s. %s has its host key and the cache.", strings.Join(p.Listen, " and "), p.StateDir)
 	t.line(0, "The cache holds up to %s, of which %s are for uploads alone.", sizeText(p.Cache.Size), sizeText(p.Cache.SpoolReserve))
+	if p.Cache.ScrubRate > 0 {
+		t.line(0, "%s of it are read again each second, to find what rotted on disk.", sizeText(p.Cache.ScrubRate))
+	} else {
+		t.line(0, "What rots on disk is found only when it is read (scrub_rate: 0).")
+	}
 	t.line(0, "A NAR may have up to %s; %s of each build's log are kept.", sizeText(p.Limits.NarSize), sizeText(p.Limits.BuildLog))
 	if len(p.SSH.Ciphers) > 0 {
 		t.line(0, "Clients may choose from the ciphers %s.", strings.Join(p.SSH.Ciphers, ", "))

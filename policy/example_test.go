@@ -66,7 +66,7 @@ func TestExampleTellsTheDefaults(t *testing.T) {
 	d, text := example(t)
 	plain := d.load(t, text)
 	all := d.load(t, commentedOut.ReplaceAllString(text, "$1$2"))
-	if !slices.Equal(plain.Listen, all.Listen) || plain.Limits != all.Limits || plain.Log != all.Log {
+	if !slices.Equal(plain.Listen, all.Listen) || plain.Cache != all.Cache || plain.Limits != all.Limits || plain.Log != all.Log {
 		t.Errorf("listen, limits or log: %v %+v %+v, as comments %v %+v %+v", plain.Listen, plain.Limits, plain.Log, all.Listen, all.Limits, all.Log)
 	}
 	a, b := plain.Builders[0], all.Builders[0]

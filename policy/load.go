@@ -54,6 +54,7 @@ func (d *decoder) decode(text []byte) {
 const (
 	defaultListen     = ":22"
 	defaultCacheSize  = 50 << 30
+	defaultScrubRate  = 8 << 20
 	defaultNarSize    = 64 << 30
 	defaultBuildLog   = 64 << 20
 	defaultSSHPort    = "22"
@@ -70,7 +71,7 @@ const (
 func defaults() *Policy {
 	return &Policy{
 		Listen:  []string{defaultListen},
-		Cache:   Cache{Size: defaultCacheSize, SpoolReserve: -1},
+		Cache:   Cache{Size: defaultCacheSize, SpoolReserve: -1, ScrubRate: defaultScrubRate},
 		Limits:  Limits{NarSize: defaultNarSize, BuildLog: defaultBuildLog},
 		Log:     Log{Level: slog.LevelInfo, Format: "json"},
 		Domains: []Domain{{Name: defaultDomainName}},

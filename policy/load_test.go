@@ -28,7 +28,7 @@ func TestDefaultsOfTheLeastPolicy(t *testing.T) {
 	if len(pol.Domains) != 1 || pol.Domains[0].Name != "default" || len(pol.Listen) != 1 || pol.Listen[0] != ":22" {
 		t.Errorf("domains %v, listen %v", pol.Domains, pol.Listen)
 	}
-	if pol.Cache != (Cache{50 << 30, 5 << 30}) || pol.Limits != (Limits{BuildLog: 64 << 20, NarSize: 64 << 30}) {
+	if pol.Cache != (Cache{50 << 30, 5 << 30, 8 << 20}) || pol.Limits != (Limits{BuildLog: 64 << 20, NarSize: 64 << 30}) {
 		t.Errorf("cache %+v, limits %+v", pol.Cache, pol.Limits)
 	}
 	if pol.Log != (Log{slog.LevelInfo, "json"}) || pol.SSH.Ciphers != nil {
@@ -78,7 +78,7 @@ admin: {socket: run/admin, users: [anna, otto]}
 	if pol.StateDir != d.path("state") || pol.Listen[1] != "[::1]:2222" || pol.SSH.Ciphers[0] != "aes256-gcm@openssh.com" {
 		t.Errorf("got %+v", pol)
 	}
-	if pol.Cache != (Cache{3 << 40, 0}) || pol.Limits != (Limits{NarSize: 7 << 20, BuildLog: 9 << 10}) || pol.Log != (Log{slog.LevelWarn, "text"}) {
+	if pol.Cache != (Cache{3 << 40, 0, 8 << 20}) || pol.Limits != (Limits{NarSize: 7 << 20, BuildLog: 9 << 10}) || pol.Log != (Log{slog.LevelWarn, "text"}) {
 		t.Errorf("cache %+v, limits %+v, log %+v", pol.Cache, pol.Limits, pol.Log)
 	}
 	b := pol.Builders[0]

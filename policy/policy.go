@@ -87,6 +87,9 @@ type Cache struct {
 	Size int64
 	// SpoolReserve is free space kept for uploads when the cache is full.
 	SpoolReserve int64
+	// ScrubRate is how much of it is read again each second to find what rotted on
+	// disk; 0 is off.
+	ScrubRate int64
 }
 
 // Limits bound what one client can take, in bytes.

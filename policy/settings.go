@@ -90,6 +90,7 @@ func (d *decoder) cache(n *yaml.Node) {
 	values := d.mapping(n, "cache.",
 		setting{"size", func(n *yaml.Node) { d.sizeInto(&c.Size, n, 1) }},
 		setting{"spool_reserve", func(n *yaml.Node) { d.sizeInto(&c.SpoolReserve, n, 0) }},
+		setting{"scrub_rate", func(n *yaml.Node) { d.sizeInto(&c.ScrubRate, n, 0) }},
 	)
 	if at := values["spool_reserve"]; at != nil && c.SpoolReserve >= c.Size {
 		d.mistake(at, "a tenth of the size is usual", "spool_reserve (%s) must be less than the size of the cache (%s), of which it is a part",

@@ -102,8 +102,9 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 		return err
 	}
 	p.cache, err = cache.Open(ctx, cache.Options{
-		Dir: filepath.Join(pol.StateDir, "cache"), Size: pol.Cache.Size, Reserve: pol.Cache.SpoolReserve, Log: p.log,
+		Dir: filepath.Join(pol.StateDir, "cache"), Size: pol.Cache.Size, Reserve: pol.Cache.SpoolReserve, ScrubRate: pol.Cache.ScrubRate,
 		Sign: func(v cache.Verified) []nix.Signature { return signPath(p.policy.Current(), v) },
+		Log:  p.log,
 	})
 	if err != nil {
 		return fmt.Errorf("open cache: %w", err)
