@@ -99,7 +99,9 @@ type Cache struct {
 	changes uint64
 	pins    map[string]int       // holders by hash part, in all domains
 	owners  map[string]*pinOwner // of pins, by name
-	claims  map[string]*claim    // by hash part
+	// kept has what the admin has pinned, by domain. Each is counted in pins too.
+	kept   map[string]map[nix.StorePath]struct{}
+	claims map[string]*claim // by hash part
 	// touched has the paths used since recency was last written.
 	touched map[key]int64
 }
@@ -205,10 +207,14 @@ func newCache(root *os.Root, x *index, o Options) (*Cache, error) {
 		pinnedPaths: o.PinnedPaths, pinnedBytes: o.PinnedBytes, scanEnded: make(chan struct{}),
 		pending: map[key]*publication{}, pins: map[string]int{}, owners: map[string]*pinOwner{},
 		claims: map[string]*claim{}, touched: map[key]int64{}, checked: newCheckedNARs(o.Now),
+		kept: map[string]map[nix.StorePath]struct{}{},
 	}
 	c.counters.paths.Store(paths)
 	c.keeper = newKeeper(c)
 	c.room = newRoom(o.Size, o.Reserve, bytes, c.keeper.evictSoon)
+	if err := c.loadPins(); err != nil {
+		return nil, errors.Join(err, scratch.close(root))
+	}
 	return c, nil
 }
 

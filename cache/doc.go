@@ -30,7 +30,9 @@
 //	domain/<name>/nix-cache-info, <hash>.narinfo, nar -> ../../nar
 //	nar/<2 chars>/<NAR hash>.nar       whole, uncompressed, shared by all domains
 //	tmp/<pid>/, tmp/<pid>.lock         spools of one process
-//	quarantine/                        what was found broken
+//	pins/<domain>/<name>               paths that the admin has pinned
+//	quarantine/                        what was found broken, for some time
+//	scrubbed                           how far the store was read again
 //	index.db                           can be rebuilt, is never the truth
 //
 // So the directory and each domain's folder are binary caches as Nix itself
