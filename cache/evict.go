@@ -26,18 +26,33 @@ func (k *keeper) evict() {
 	}
 	k.writeRecency()
 	plan := k.plan(need)
-	if len(plan.victims) == 0 && len(plan.deferred) == 0 {
+	if len(plan.victims)+len(plan.deferred) == 0 {
 		return
 	}
-	if err := k.remove(plan.victims, plan.deferred); err != nil {
+	if err := k.carryOut(plan); err != nil {
 		k.c.log.Error("cannot evict", "err", err)
-	} else {
-		k.c.counters.evictions.Add(int64(len(plan.victims)))
-		if k.goesOn(plan) {
-			k.evictSoon() // until there is no need
-		}
+	} else if k.goesOn(plan) {
+		k.evictSoon() // until there is no need
 	}
-	k.c.unclaim(plan.victims)
+}
+
+func (k *keeper) carryOut(plan eviction) error {
+	defer k.c.unclaim(plan.victims)
+	if err := k.remove(plan.victims, plan.deferred); err != nil {
+		return err
+	}
+	k.c.counters.evictions.Add(int64(len(plan.victims)))
+	return nil
+}
+
+// evictSome evicts records worth need bytes, in one transaction, and returns how
+// many went and how many moved behind what refers to them.
+func (k *keeper) evictSome(need int64) (took, moved int, err error) {
+	plan := k.plan(need)
+	if len(plan.victims)+len(plan.deferred) == 0 {
+		return 0, 0, nil
+	}
+	return len(plan.victims), len(plan.deferred), k.carryOut(plan)
 }
 
 func (k *keeper) goesOn(plan eviction) bool {

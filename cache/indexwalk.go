@@ -110,3 +110,25 @@ func (x *index) everyEntry(match func(key, rowHead) bool, do func([]entry) error
 		last = at
 	}
 }
+
+// row reads one row, or returns nix.ErrNotFound.
+func (x *index) row(k key) (r *row, err error) {
+	err = x.db.View(func(tx *bbolt.Tx) error {
+		v := tx.Bucket(bucketRows).Get(k.bytes())
+		if v == nil {
+			return nix.ErrNotFound
+		}
+		r, err = decodeRow(v)
+		return err
+	})
+	return r, err
+}
+
+// countNARs returns how many NARs rows name. It looks at all of them.
+func (x *index) countNARs() (n int64, err error) {
+	err = x.db.View(func(tx *bbolt.Tx) error {
+		n = int64(tx.Bucket(bucketNars).Stats().KeyN)
+		return nil
+	})
+	return n, err
+}
