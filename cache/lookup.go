@@ -108,7 +108,7 @@ func (c *Cache) tryOpen(ctx context.Context, domain string, p nix.StorePath) (io
 // openPublished opens a NAR and checks that it is whole; that its bytes are right
 // is checked while they are read, where that is due.
 func (c *Cache) openPublished(k key, rec *record) (io.ReadCloser, error) {
-	nar, err := c.openWhole(rec)
+	nar, err := c.openWhole(rec, false)
 	if err == nil {
 		return nar, nil
 	}

@@ -15,8 +15,9 @@ import (
 // A published NAR was hashed before it reached the disk. What the disk gives back
 // is hashed when it is first read to its end, and again after recheckAfter.
 
-// openWhole opens a published NAR for one who reads it once from its beginning.
-func (c *Cache) openWhole(rec *record) (io.ReadCloser, error) {
+// openWhole opens a published NAR for one who reads it once from its beginning. It
+// is hashed meanwhile if that is due, or if it must be.
+func (c *Cache) openWhole(rec *record, must bool) (io.ReadCloser, error) {
 	f, err := c.root.Open(narName(rec.info.NarHash))
 	if err != nil {
 		return nil, err
@@ -28,7 +29,7 @@ func (c *Cache) openWhole(rec *record) (io.ReadCloser, error) {
 	}
 	c.reading.Add(1)
 	plain := &countedFile{File: f, reading: &c.reading}
-	if id := idOf(info); !c.checked.has(rec.info.NarHash, id) {
+	if id := idOf(info); must || !c.checked.has(rec.info.NarHash, id) {
 		return &checkingReader{c: c, rec: rec, f: plain, id: id, sha: nix.SHA256.New()}, nil
 	}
 	return plain, nil

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"syscall"
@@ -112,10 +113,15 @@ func (s *share) wait(ctx context.Context, n, limit int64, timeout <-chan time.Ti
 		case <-ctx.Done():
 			return fmt.Errorf("wait for space: %w", context.Cause(ctx))
 		case <-timeout:
-			return nix.Refuse("the proxy's store is full: no room for %d bytes within %s", n, roomWait)
+			return &nix.UserError{
+				Message: fmt.Sprintf("the proxy's store is full: no room for %d bytes within %s", n, roomWait),
+				Err:     errNoRoom,
+			}
 		}
 	}
 }
+
+var errNoRoom = errors.New("no room")
 
 func (s *share) take(n, limit int64) bool {
 	s.r.mu.Lock()
