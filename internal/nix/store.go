@@ -113,6 +113,15 @@ type PathLister interface {
 	QueryAllValidPaths(ctx context.Context) ([]StorePath, error)
 }
 
+// PathWalker is a PathLister whose list need not be held whole: the names of a
+// million paths take 100 MB.
+type PathWalker interface {
+	// WalkAllValidPaths calls visit with every path, in the order of the store,
+	// which for Nix is that of the paths. A list of more than limit paths is an
+	// error, before the first of them is visited.
+	WalkAllValidPaths(ctx context.Context, limit int, visit func(StorePath)) error
+}
+
 // SignatureAdder is a Store that keeps further signatures of a path.
 type SignatureAdder interface {
 	AddSignatures(ctx context.Context, path StorePath, sigs []string) error

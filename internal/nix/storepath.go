@@ -120,6 +120,22 @@ func (p StorePath) HashPart() string {
 	return p.full[len(storePrefix) : len(storePrefix)+hashPartLen]
 }
 
+// HashBytes returns the hash part in its 20 bytes, all zero for the zero value.
+// Their order is that of the characters, and so of the paths themselves.
+func (p StorePath) HashBytes() (b [20]byte) {
+	text := p.HashPart()
+	for i := 0; i+8 <= len(text); i += 8 { // 8 characters of 5 bits are 5 bytes
+		var bits uint64
+		for _, c := range []byte(text[i : i+8]) {
+			bits = bits<<5 | uint64(nix32Value[c])
+		}
+		for n := range 5 {
+			b[i/8*5+n] = byte(bits >> (32 - 8*n))
+		}
+	}
+	return b
+}
+
 // Name returns what follows the hash part.
 func (p StorePath) Name() string {
 	if p.IsZero() {

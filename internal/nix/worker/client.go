@@ -67,6 +67,7 @@ var (
 	_ nix.OutputMapper     = (*Client)(nil)
 	_ nix.PathFinder       = (*Client)(nil)
 	_ nix.PathLister       = (*Client)(nil)
+	_ nix.PathWalker       = (*Client)(nil)
 	_ nix.SignatureAdder   = (*Client)(nil)
 	_ nix.RealisationStore = (*Client)(nil)
 	_ nix.OptionSetter     = (*Client)(nil)

@@ -94,6 +94,21 @@ func (c *Client) QueryAllValidPaths(ctx context.Context) ([]nix.StorePath, error
 	return c.queryPaths(ctx, opQueryAllValidPaths, nil)
 }
 
+// WalkAllValidPaths implements [nix.PathWalker]. Nothing of a path that was visited
+// stays here, so what a list may take of memory is the business of visit.
+func (c *Client) WalkAllValidPaths(ctx context.Context, limit int, visit func(nix.StorePath)) error {
+	return c.do(ctx, opQueryAllValidPaths, c.log, nil, func() {
+		for range c.r.Count(limit) {
+			c.readMessage()
+			path := c.r.StorePath()
+			if c.r.Err() != nil {
+				return
+			}
+			visit(path)
+		}
+	})
+}
+
 func (c *Client) queryPaths(ctx context.Context, op Op, write func()) ([]nix.StorePath, error) {
 	var found []nix.StorePath
 	err := c.do(ctx, op, c.log, write, func() { found = c.r.StorePaths(c.limits.Paths) })

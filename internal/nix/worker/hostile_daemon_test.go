@@ -71,6 +71,9 @@ var calls = map[string]func(*Client) error{
 		_, err := c.QueryPathFromHashPart(context.Background(), pathNamed("dep").HashPart())
 		return err
 	},
+	"WalkAllValidPaths": func(c *Client) error {
+		return c.WalkAllValidPaths(context.Background(), 100, func(nix.StorePath) {})
+	},
 	"QueryRealisation": func(c *Client) error {
 		_, err := c.QueryRealisation(context.Background(), someRealisation(&c.conn).ID)
 		return err

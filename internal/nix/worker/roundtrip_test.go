@@ -233,6 +233,9 @@ func testQueries(t *testing.T, c *served, store *memStore) {
 	all, err := c.QueryAllValidPaths(ctx)
 	check(t, "query all", err)
 	same(t, "all paths", all, valid)
+	var walked []nix.StorePath
+	check(t, "walk all", c.WalkAllValidPaths(ctx, len(valid), func(path nix.StorePath) { walked = append(walked, path) }))
+	same(t, "walked paths", walked, valid)
 
 	roots := make([]nix.StorePath, 2*pipelineBatch+1)
 	for i := range roots {
