@@ -26,6 +26,8 @@ type builder struct {
 	reportedDown   bool   // guarded by reporting, as is:
 	reportedReason string // "" if it was up
 
+	inventory inventory
+
 	mu       sync.Mutex // guards what follows
 	maxJobs  int
 	conns    []*conn
@@ -287,6 +289,9 @@ func (b *builder) retire() {
 	b.mu.Lock()
 	b.retired = true
 	b.health.stopRetry()
+	if b.inventory.next != nil {
+		b.inventory.next.Stop()
+	}
 	conns, idle := slices.Clone(b.conns), b.idle
 	b.idle = nil
 	b.wake()

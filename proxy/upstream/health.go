@@ -56,6 +56,7 @@ func (b *builder) noteOutcome(err error) {
 	switch now := time.Now(); {
 	case err == nil:
 		b.health.stopRetry()
+		b.cameUp(b.health.down)
 		b.health = health{}
 	case b.retired || b.health.refusal(now) != nil: // counted already
 	default:

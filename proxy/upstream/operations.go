@@ -84,6 +84,15 @@ func (s *Session) QueryAllValidPaths(ctx context.Context) ([]nix.StorePath, erro
 	return paths, s.fault(err)
 }
 
+// WalkAllValidPaths implements [nix.PathWalker].
+func (s *Session) WalkAllValidPaths(ctx context.Context, limit int, visit func(nix.StorePath)) error {
+	c, ok := s.d.client.(nix.PathWalker)
+	if !ok {
+		return s.noWords("a list of all paths")
+	}
+	return s.fault(c.WalkAllValidPaths(ctx, limit, visit))
+}
+
 // QueryMissing implements [nix.MissingQuerier].
 func (s *Session) QueryMissing(ctx context.Context, targets []nix.DerivedPath) (*nix.Missing, error) {
 	c, ok := s.d.client.(nix.MissingQuerier)

@@ -61,6 +61,13 @@ type Options struct {
 	// Default 10,000.
 	TempRoots int
 
+	// Inventory is after how long, about, a builder's store is listed again; see
+	// [Pool.Lists]. Zero: no store is listed.
+	Inventory time.Duration
+	// InventoryPaths is the most paths that a store may have to be listed. Each
+	// takes 20 bytes of memory. Default 2,097,152.
+	InventoryPaths int
+
 	// BackOffMin is about how long a builder is left alone after its first
 	// failure. Each further one doubles it, up to BackOffMax. Defaults 1 s and
 	// 1 min.
@@ -90,6 +97,7 @@ func (o Options) withDefaults() Options {
 	o.IdleSession = cmp.Or(o.IdleSession, 2*time.Minute)
 	o.SessionAge = cmp.Or(o.SessionAge, 30*time.Minute)
 	o.TempRoots = cmp.Or(o.TempRoots, 10_000)
+	o.InventoryPaths = cmp.Or(o.InventoryPaths, 2<<20)
 	o.BackOffMin = cmp.Or(o.BackOffMin, time.Second)
 	o.BackOffMax = cmp.Or(o.BackOffMax, time.Minute)
 	return o

@@ -33,6 +33,7 @@ var (
 	_ nix.MissingQuerier = (*Session)(nil)
 	_ nix.OutputMapper   = (*Session)(nil)
 	_ nix.PathLister     = (*Session)(nil)
+	_ nix.PathWalker     = (*Session)(nil)
 )
 
 // Builder returns the name of the builder.
