@@ -2,8 +2,9 @@
 // builder makes is streamed to disk once, verified on the way, and read from
 // there by everybody who may see it.
 //
-// Begin with [Open]. [Cache.Receive] takes an upload, [Cache.Announce] takes
-// the output of a build that others may follow while it grows, and
+// Begin with [Open]. [Cache.Receive] takes an upload, [Cache.ReceiveFound] what
+// somebody found on a builder, [Cache.Announce] takes the output of a build that
+// others may follow while it grows, and
 // [Cache.QueryValidPaths], [Cache.QueryPathInfo] and [Cache.OpenNar] answer;
 // [Cache.QueryReferrers], [Cache.QueryPathFromHashPart] and
 // [Cache.QueryAllValidPaths] search. [Cache.AddSignatures] adds to what is there.
@@ -18,6 +19,10 @@
 //     who vouches for it. The same path may have different bytes in two
 //     domains; the same bytes are stored once, under their NAR hash.
 //   - A spool is a NAR on its way in: one writer and any number of followers.
+//   - A path is whole if all that it refers to is valid in its domain, too. An
+//     upload must be. What was found on a builder need not: the rest of its
+//     closure is there, and is fetched when somebody asks for it. Eviction makes
+//     nothing less whole than it was.
 //   - A path is verified once size, hash, grammar and content address were
 //     checked: it is acknowledged and used in this process from then on. It is
 //     durable once it is published on disk. A power cut between the two loses

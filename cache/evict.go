@@ -18,7 +18,8 @@ const (
 
 // evict makes space: records that nobody pinned go, least recently used first,
 // until the low watermark is reached or nothing is left to take. A path goes
-// before what it refers to, so that no path is answered without its closure.
+// before what it refers to, so that no path is answered without as much of its
+// closure as was ever here.
 func (k *keeper) evict() {
 	need := k.c.room.excess()
 	if need <= 0 {

@@ -24,7 +24,8 @@ const (
 )
 
 // QueryReferrers returns the paths that are valid in the domain and refer to p,
-// itself if it does too. As in Nix there are none of a path that is not valid.
+// itself if it does too. Other than in Nix a path that is not valid may have some:
+// see "whole" in the package's words.
 func (c *Cache) QueryReferrers(ctx context.Context, domain string, p nix.StorePath) ([]nix.StorePath, error) {
 	f := &finding{c: c, domain: domain, match: func(info *nix.PathInfo) bool {
 		return slices.Contains(info.References, p)

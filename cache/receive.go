@@ -34,6 +34,22 @@ func (c *Cache) Receive(ctx context.Context, info *nix.PathInfo, nar io.Reader, 
 	return c.receive(ctx, rec, s, nar, g)
 }
 
+// ReceiveFound takes a path that was found where it can be had again, on a builder.
+// It does not use the space that is reserved for uploads, and what it refers to
+// need not be valid here: that the rest of its closure can be had in the same way
+// is for the caller to know. All else is as in Receive.
+func (c *Cache) ReceiveFound(ctx context.Context, info *nix.PathInfo, nar io.Reader, g Grant) (Outcome, error) {
+	rec, err := c.admit(info, g)
+	if err != nil {
+		return 0, err
+	}
+	s, err := c.newSpool(forOutput, rec.info.References)
+	if err != nil {
+		return 0, err
+	}
+	return c.receive(ctx, rec, s, nar, g)
+}
+
 func (c *Cache) receive(ctx context.Context, rec *record, s *spool, nar io.Reader, g Grant) (Outcome, error) {
 	if err := s.take(ctx, rec.info, nar); err != nil {
 		s.discard(err)
