@@ -6,6 +6,7 @@ import (
 
 	"nixbastion/cache"
 	"nixbastion/internal/nix"
+	"nixbastion/policy"
 	"nixbastion/proxy/upstream"
 )
 
@@ -106,12 +107,17 @@ func (e *storeError) Error() string { return "store outputs: " + e.err.Error() }
 
 func (e *storeError) Unwrap() error { return e.err }
 
-// grant says who vouches for an output: the domain that had it built, unless a
-// trusted key has signed it. Signatures that are not known here pass through all
-// the same: they are the builder's, to whom the domain trusts its builds.
+// grant says who vouches for an output.
 func (t *tries) grant(info *nix.PathInfo) cache.Grant {
-	grant := cache.Grant{Domain: t.order.principal.Domain, Provenance: cache.DomainVouched}
-	if len(verifiedBy(t.policy.Current().TrustedPublicKeys, info, info.Sigs)) > 0 {
+	return vouched(t.policy.Current(), t.order.principal.Domain, info)
+}
+
+// vouched says who vouches for what a builder holds: the domain that it builds for,
+// unless a trusted key has signed it. Signatures that are not known here pass through
+// all the same: they are the builder's, to whom the domain trusts its builds.
+func vouched(pol *policy.Policy, domain string, info *nix.PathInfo) cache.Grant {
+	grant := cache.Grant{Domain: domain, Provenance: cache.DomainVouched}
+	if len(verifiedBy(pol.TrustedPublicKeys, info, info.Sigs)) > 0 {
 		grant.Provenance = cache.Signed
 	}
 	return grant

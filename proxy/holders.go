@@ -53,7 +53,7 @@ func (s *session) compared(o *order) error {
 	if !known {
 		return nix.Refuse("outputs of '%s' have no path before they are built, so they can be neither checked nor repaired through the proxy", o.drvPath)
 	}
-	closure, err := s.closure(outputs)
+	closure, err := s.closure(outputs, nil)
 	if err != nil {
 		return nil // not here: then only a builder that has them will do
 	}

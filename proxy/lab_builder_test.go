@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 
@@ -30,6 +32,11 @@ type labBuilder struct {
 	// beforeNar is called before a NAR goes to the proxy; nil is nothing.
 	beforeNar func()
 
+	// onInfo and onNar are called before a path's info or NAR is given, and may wait.
+	onInfo, onNar func(ctx context.Context, path nix.StorePath)
+	// infoError is the answer to questions for path infos instead.
+	infoError error
+
 	hostKey  ssh.Signer
 	listener net.Listener
 
@@ -40,6 +47,9 @@ type labBuilder struct {
 	modes []nix.BuildMode // of drvs
 	ended int             // builds that ended, in whatever way
 	fed   []string        // names of paths that were sent here
+	asked []string        // names of paths whose infos were asked for
+	gave  []string        // names of paths that were fetched from here
+	roots []string        // names of temporary roots
 }
 
 func newLabBuilder(name string) *labBuilder {
@@ -151,6 +161,33 @@ func (b *labBuilder) put(f labFile) {
 	b.files[f.info.Path] = f
 }
 
+// drop collects a path as garbage.
+func (b *labBuilder) drop(path nix.StorePath) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.files, path)
+}
+
+// askedFor, given and rooted are the paths whose infos and NARs were asked for, and
+// those that sessions keep here.
+func (b *labBuilder) askedFor() []string { return b.copyOf(&b.asked) }
+func (b *labBuilder) given() []string    { return b.copyOf(&b.gave) }
+func (b *labBuilder) rooted() []string   { return b.copyOf(&b.roots) }
+
+func (b *labBuilder) copyOf(names *[]string) []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]string{}, *names...)
+}
+
+func (b *labBuilder) note(names *[]string, paths ...nix.StorePath) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, path := range paths {
+		*names = append(*names, path.Name())
+	}
+}
+
 func (b *labBuilder) file(path nix.StorePath) (labFile, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -200,7 +237,16 @@ type labStore struct {
 	b         *labBuilder
 }
 
-func (s *labStore) AddTempRoots(context.Context, []nix.StorePath) error { return nil }
+func (s *labStore) AddTempRoots(_ context.Context, paths []nix.StorePath) error {
+	s.b.note(&s.b.roots, paths...)
+	return nil
+}
+
+func (s *labStore) QueryAllValidPaths(context.Context) ([]nix.StorePath, error) {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	return slices.SortedFunc(maps.Keys(s.b.files), nix.StorePath.Compare), nil
+}
 
 func (s *labStore) QueryValidPaths(ctx context.Context, paths []nix.StorePath, _ bool) ([]nix.StorePath, error) {
 	if s.b.mute {
@@ -215,7 +261,14 @@ func (s *labStore) QueryValidPaths(ctx context.Context, paths []nix.StorePath, _
 	return valid, nil
 }
 
-func (s *labStore) QueryPathInfo(_ context.Context, path nix.StorePath) (*nix.PathInfo, error) {
+func (s *labStore) QueryPathInfo(ctx context.Context, path nix.StorePath) (*nix.PathInfo, error) {
+	s.b.note(&s.b.asked, path)
+	if s.b.onInfo != nil {
+		s.b.onInfo(ctx, path)
+	}
+	if s.b.infoError != nil {
+		return nil, s.b.infoError
+	}
 	f, ok := s.b.file(path)
 	if !ok {
 		return nil, nix.ErrNotFound
@@ -223,7 +276,11 @@ func (s *labStore) QueryPathInfo(_ context.Context, path nix.StorePath) (*nix.Pa
 	return f.info, nil
 }
 
-func (s *labStore) NarFromPath(_ context.Context, path nix.StorePath) (io.ReadCloser, error) {
+func (s *labStore) NarFromPath(ctx context.Context, path nix.StorePath) (io.ReadCloser, error) {
+	s.b.note(&s.b.gave, path)
+	if s.b.onNar != nil {
+		s.b.onNar(ctx, path)
+	}
 	f, ok := s.b.file(path)
 	if !ok {
 		return nil, nix.ErrNotFound

@@ -50,6 +50,7 @@ type Proxy struct {
 	router  *route.Router
 	pool    *upstream.Pool
 	builds  *builds
+	found   *finder
 	signing *signing
 
 	glances glances
@@ -87,7 +88,7 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	}
 	p.hostKey = hostKey.PublicKey()
 	p.router = route.New(route.Options{})
-	p.pool = upstream.NewPool(upstream.Options{Log: p.log, OnState: p.router.SetUp, ConnectTimeout: connectTimeout})
+	p.pool = upstream.NewPool(upstream.Options{Log: p.log, OnState: p.router.SetUp, ConnectTimeout: connectTimeout, Inventory: inventoryPause})
 	p.front, err = NewFront(FrontOptions{
 		HostKeys:        []ssh.Signer{hostKey},
 		HostCertificate: p.hostCertificate,
@@ -117,6 +118,7 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 		router: p.router, pool: p.pool, cache: p.cache, policy: p.policy, logDir: p.tmpDir,
 		inflight: newInflight(), fetchCtx: fetchCtx,
 	}
+	p.found = newFinder(ctx, p.pool, p.cache, p.policy, p.log)
 	return nil
 }
 
@@ -171,6 +173,7 @@ func (p *Proxy) Shutdown(ctx context.Context) error {
 	go p.builds.inflight.cancelAll(errShutdown) // their clients get the reason before they are closed
 	errs = append(errs, p.front.Shutdown(ctx))
 	p.builds.inflight.cancelAll(errShutdown)
+	p.found.close(errShutdown)
 	p.stopFetches(errShutdown)
 	p.builds.fetches.Wait()
 	p.signing.halt()
@@ -318,8 +321,8 @@ func endText(err error) string {
 
 func (p *Proxy) newSession(principal *policy.Principal, log *slog.Logger) *session {
 	return &session{
-		principal: principal, cache: p.cache, builds: p.builds, limits: p.policy.Current().Limits, log: log,
-		pins: p.cache.NewPins(principal.Name),
+		principal: principal, cache: p.cache, builds: p.builds, found: p.found, limits: p.policy.Current().Limits, log: log,
+		pins: p.cache.NewPins(principal.Name), promises: promises{keepers: p.found.keepers},
 	}
 }
 

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -13,18 +14,21 @@ import (
 
 // session is one client's store: what its protocol connection sees of the
 // proxy. Everything but builds is answered from the cache, within the domain of
-// the client's principal; no builder is waited for. It lives as long as the
-// protocol connection and is used by one goroutine at a time, as nix.Store
+// the client's principal; no builder is waited for, but for a path that one lists
+// and the cache lacks (found.go). It lives as long as the protocol connection and is used by one goroutine at a time, as nix.Store
 // says.
 type session struct {
 	principal *policy.Principal
 	cache     *cache.Cache
 	builds    *builds
+	found     *finder
 	limits    policy.Limits
 	log       *slog.Logger
 
 	// pins keeps what this client was promised until it leaves.
 	pins *cache.Pins
+	// promises does so for what only builders hold.
+	promises promises
 	// attached counts the builds attended, to keep their activity ids apart.
 	attached uint64
 	// own are the outputs of builds that this client asked for.
@@ -48,7 +52,10 @@ var (
 var errNoRepair = nix.Refuse("an upload does not replace a path that is valid here; the proxy drops by itself what it finds broken, and such a path can be uploaded again")
 
 // close gives back what the session holds.
-func (s *session) close() { s.pins.Release() }
+func (s *session) close() {
+	s.promises.release()
+	s.pins.Release()
+}
 
 func (s *session) domain() string { return s.principal.Domain }
 
@@ -67,25 +74,45 @@ func (s *session) mayWrite(what string) error {
 		s.principal.Name, s.principal.Role, what)
 }
 
-// QueryValidPaths answers from the cache and pins what it promises. Nothing is
-// substituted: the cache is all there is.
-func (s *session) QueryValidPaths(_ context.Context, paths []nix.StorePath, _ bool) ([]nix.StorePath, error) {
-	return s.pins.Pin(s.domain(), paths), nil
+// QueryValidPaths answers from the cache and pins what it promises. To who may only
+// read it counts what builders hold, too; who uploads is answered what need not be
+// sent. Nothing is substituted.
+func (s *session) QueryValidPaths(ctx context.Context, paths []nix.StorePath, _ bool) ([]nix.StorePath, error) {
+	valid := s.pins.Pin(s.domain(), paths)
+	if s.principal.Role == policy.RoleRead && len(valid) < len(paths) {
+		valid = append(valid, s.found.listed(ctx, &s.promises, s.domain(), without(paths, valid))...)
+	}
+	return valid, nil
 }
 
 // QueryPathInfo answers from the cache and pins the path. It waits for the
-// signature of a path that is still arriving.
+// signature of a path that is still arriving. One that only a builder holds is
+// brought first, so that the info is that of verified bytes.
 func (s *session) QueryPathInfo(ctx context.Context, path nix.StorePath) (*nix.PathInfo, error) {
 	if err := s.awaitSignature(ctx, path); err != nil {
 		return nil, err
 	}
-	return s.pins.QueryPathInfo(s.domain(), path)
+	info, err := s.pins.QueryPathInfo(s.domain(), path)
+	if errors.Is(err, nix.ErrNotFound) && s.found.bring(ctx, s.principal, path) {
+		return s.pins.QueryPathInfo(s.domain(), path)
+	}
+	return info, err
 }
 
 // NarFromPath opens a NAR in the cache, or follows one that is still arriving
 // from a builder.
 func (s *session) NarFromPath(ctx context.Context, path nix.StorePath) (io.ReadCloser, error) {
+	s.have(ctx, path)
 	return s.cache.OpenNar(ctx, s.domain(), path)
+}
+
+// have pins a path, once it is in the cache, and reports whether it is.
+func (s *session) have(ctx context.Context, path nix.StorePath) bool {
+	return s.pinned(path) || s.found.bring(ctx, s.principal, path) && s.pinned(path)
+}
+
+func (s *session) pinned(path nix.StorePath) bool {
+	return len(s.pins.Pin(s.domain(), []nix.StorePath{path})) > 0
 }
 
 // AddTempRoots pins paths; those that are not valid yet are pinned by their

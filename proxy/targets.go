@@ -36,6 +36,7 @@ func (s *session) realise(ctx context.Context, log nix.Logger, target nix.Derive
 		return nil, nix.Refuse("path '%s' is not repaired by itself; ask for the derivation that makes it", target.Path)
 	}
 	if !target.Built {
+		s.have(ctx, target.Path)
 		return s.realiseOpaque(target.Path), nil
 	}
 	drv, err := s.derivation(ctx, target.Path)
@@ -127,7 +128,7 @@ func (s *session) flatten(ctx context.Context, path nix.StorePath, drv *nix.Deri
 		}
 		roots = append(roots, outputs...)
 	}
-	closure, err := s.closure(roots)
+	closure, err := s.closure(roots, func(ref nix.StorePath) { s.have(ctx, ref) })
 	if err != nil {
 		return nil, nix.Failure(nix.StatusInputRejected, "%s: %v", path, err)
 	}
@@ -152,8 +153,10 @@ func (s *session) inputOutputs(ctx context.Context, input nix.InputDrv) ([]nix.S
 	return paths, nil
 }
 
-// closure returns paths with everything they refer to, sorted.
-func (s *session) closure(roots []nix.StorePath) ([]nix.StorePath, error) {
+// closure returns paths with everything they refer to, sorted. Each path is offered
+// to want before it is looked up: of one that was found on a builder some of the
+// closure may still be there. It may be nil.
+func (s *session) closure(roots []nix.StorePath, want func(nix.StorePath)) ([]nix.StorePath, error) {
 	seen := map[nix.StorePath]bool{}
 	queue := slices.Clone(roots)
 	for len(queue) > 0 {
@@ -163,6 +166,9 @@ func (s *session) closure(roots []nix.StorePath) ([]nix.StorePath, error) {
 			continue
 		}
 		seen[path] = true
+		if want != nil {
+			want(path)
+		}
 		infos, err := s.inputInfos([]nix.StorePath{path})
 		if err != nil {
 			return nil, err

@@ -1,0 +1,70 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"nixbastion/internal/nix"
+	"nixbastion/proxy/upstream"
+)
+
+const (
+	// missAge is for how long a builder that lacked a listed path, or did not give
+	// it, is not asked for it again. What comes into the cache meanwhile is
+	// answered all the same: it is asked first.
+	missAge = 10 * time.Second
+	// restAge is for how long a builder that did not answer is asked for nothing.
+	restAge = 5 * time.Second
+	// maxMisses bounds the paths that are remembered.
+	maxMisses = 20_000
+)
+
+// misses remember which builders do not have what they listed.
+type misses struct {
+	mu    sync.Mutex // guards what follows
+	paths *simplelru.LRU[miss, time.Time]
+	rests map[string]time.Time // by builder; until when
+}
+
+// miss is told apart by domain, too: how long an answer takes must not tell one
+// domain what another asks for.
+type miss struct {
+	domain, builder string
+	hash            [20]byte
+}
+
+func newMisses() *misses {
+	paths, err := simplelru.NewLRU[miss, time.Time](maxMisses, nil)
+	if err != nil {
+		panic(err) // only for a size below 1
+	}
+	return &misses{paths: paths, rests: map[string]time.Time{}}
+}
+
+func (m *misses) has(key foundKey, builder string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	until, known := m.paths.Get(miss{key.domain, builder, key.path.HashBytes()})
+	return known && now.Before(until) || now.Before(m.rests[builder])
+}
+
+// note remembers that a builder did not give a path.
+func (m *misses) note(key foundKey, builder string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	m.paths.Add(miss{key.domain, builder, key.path.HashBytes()}, now.Add(missAge))
+	if unresponsive(err) {
+		m.rests[builder] = now.Add(restAge)
+	}
+}
+
+// unresponsive reports whether an error is about the builder and not about one path.
+func unresponsive(err error) bool {
+	return !errors.Is(err, nix.ErrNotFound) && (upstream.Broken(err) || errors.Is(err, errSlow) || errors.Is(err, context.DeadlineExceeded))
+}
