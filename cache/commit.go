@@ -121,7 +121,7 @@ func (c *Cache) decide(rec *record, s *spool, g Grant, own *publication) (Outcom
 	if seen != nil {
 		outcome = AlreadyValid
 	}
-	records := c.news(rec, have, targets(rec, g, mine, public))
+	records := c.news(have, c.targets(rec, g))
 	if len(records) == 0 {
 		c.drop(s, own, nil)
 		return outcome, nil
@@ -165,19 +165,32 @@ func (c *Cache) holders(own *publication, announced bool, keys ...key) map[key]*
 	return have
 }
 
-// targets are the keys that a grant opens to a verified record.
-func targets(rec *record, g Grant, mine, public key) []key {
-	if g.Public && rec.provenance > Claimed {
-		return []key{mine, public}
+// targets are the records that a grant makes of a verified one. What not everybody
+// sees whole, with all that it refers to, is not public.
+func (c *Cache) targets(rec *record, g Grant) map[key]*record {
+	records := map[key]*record{keyOf(g.Domain, rec.info.Path): rec}
+	if g.Public && rec.provenance > Claimed && c.checkReferences(publicDomain, rec.info) == nil {
+		records[keyOf(publicDomain, rec.info.Path)] = forEverybody(rec)
 	}
-	return []key{mine}
+	return records
+}
+
+// forEverybody leaves out what says more of a domain than that it had the bytes:
+// the name of the derivation, which nothing proves either.
+func forEverybody(rec *record) *record {
+	if rec.info.Deriver.IsZero() {
+		return rec
+	}
+	info := rec.info.Clone()
+	info.Deriver = nix.StorePath{}
+	return &record{info: info, provenance: rec.provenance}
 }
 
 // news returns the records that are to be written: new ones, better ones, and
 // those whose NAR got lost.
-func (c *Cache) news(rec *record, have map[key]*record, to []key) map[key]*record {
+func (c *Cache) news(have, more map[key]*record) map[key]*record {
 	records := map[key]*record{}
-	for _, k := range to {
+	for k, rec := range more {
 		old := have[k]
 		switch {
 		case old == nil:

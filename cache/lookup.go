@@ -56,6 +56,16 @@ func (c *Cache) QueryProvenance(domain string, p nix.StorePath) (Provenance, err
 	return rec.provenance, nil
 }
 
+// QueryVouched returns what is known of a path that is valid in the domain together
+// with who vouches for just these bytes, or nix.ErrNotFound. The info is shared.
+func (c *Cache) QueryVouched(domain string, p nix.StorePath) (*nix.PathInfo, Provenance, error) {
+	rec := c.findOne(domain, p)
+	if rec == nil {
+		return nil, Claimed, fmt.Errorf("%s: %w", p, nix.ErrNotFound)
+	}
+	return rec.info, rec.provenance, nil
+}
+
 func (c *Cache) findOne(domain string, p nix.StorePath) *record {
 	rec := c.find(domain, []nix.StorePath{p})[0]
 	if rec == nil {

@@ -118,7 +118,7 @@ func (m *model) take(o object, content int, g Grant) Outcome {
 		provenance = ContentAddressed
 	}
 	to := []key{keyOf(g.Domain, o.info.Path)}
-	if g.Public && provenance > Claimed {
+	if g.Public && provenance > Claimed && m.closed(o, publicDomain) {
 		to = append(to, keyOf(publicDomain, o.info.Path))
 	}
 	for _, k := range to {

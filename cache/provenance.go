@@ -46,8 +46,9 @@ func parseProvenance(s string) Provenance {
 type Grant struct {
 	// Domain may see the path. Letters, digits, "-", "_" and ".", at most 64.
 	Domain string
-	// Public lets every domain see the path, once it is verified. It has no
-	// effect on what is only Claimed.
+	// Public lets every domain see the path, once it is verified, without its
+	// deriver. It has no effect on what is only Claimed, or refers to what is not
+	// public itself.
 	Public bool
 	// Provenance is what the caller knows before the content was read.
 	Provenance Provenance

@@ -9,8 +9,9 @@ import (
 
 // AddSignatures adds signatures to a path that is valid in the domain of the
 // grant, and raises who vouches for it to that of the grant if that is better.
-// The caller has verified them. It returns when that is durable, so it waits for
-// a path that is still arriving. A path that is not valid is nix.ErrNotFound.
+// The caller has verified them. A grant for everybody counts as in [Cache.Receive].
+// It returns when that is durable, so it waits for a path that is still arriving. A
+// path that is not valid is nix.ErrNotFound.
 func (c *Cache) AddSignatures(ctx context.Context, p nix.StorePath, sigs []nix.Signature, g Grant) error {
 	for {
 		pub, err := c.tryAddSignatures(p, sigs, g)
@@ -38,16 +39,28 @@ func (c *Cache) tryAddSignatures(p nix.StorePath, sigs []nix.Signature, g Grant)
 	signed := rec.info.Clone()
 	signed.Sigs = sigs
 	merged := merge(rec, &record{info: signed, provenance: g.Provenance})
+	mine, public := keyOf(g.Domain, p), keyOf(publicDomain, p)
+	have := c.holders(nil, false, mine, public)
+	if pub := c.pendingAs(public, have[public]); pub != nil {
+		return pub, nil
+	}
+	defer c.hold(rec.info.References)() // until what everybody sees is in the index with them
+	more := c.targets(merged, g)
 	if merged == rec {
-		return nil, nil
+		delete(more, mine) // what everybody sees needs no record of its own
 	}
 	defer c.signing.enter()()
-	merged = c.sign(keyOf(g.Domain, p), g.Domain, merged) // it may be worth more than before
-	var err error
-	if !c.keeper.do(func() { err = c.keeper.replace(keyOf(g.Domain, p), merged) }) {
-		err = ErrClosed
+	for k, rec := range c.news(have, more) {
+		rec = c.sign(k, g.Domain, rec) // it may be worth more than before
+		var err error
+		if !c.keeper.do(func() { err = c.keeper.replace(k, rec) }) {
+			err = ErrClosed
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
-	return nil, err
+	return nil, nil
 }
 
 // awaitPublished waits until a path is durable, or will never be.
