@@ -176,6 +176,17 @@ func (d *decoder) checkedText(n *yaml.Node, check func(string) error) (string, b
 	return text, true
 }
 
+// truth reads true or false. YAML has more words for them, which were read
+// differently over the years.
+func (d *decoder) truth(n *yaml.Node) (value, ok bool) {
+	plain := n.Kind == yaml.ScalarNode && n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) == 0
+	if !plain || n.Value != "true" && n.Value != "false" {
+		d.wrongType(n, "true or false", "write one of these words, without quotes")
+		return false, false
+	}
+	return n.Value == "true", true
+}
+
 // choice reads one of several words.
 func choice[T any](d *decoder, n *yaml.Node, words map[string]T) (value T, ok bool) {
 	text, ok := d.text(n)

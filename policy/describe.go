@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"nixbastion/internal/nix"
 )
 
 // Describe says in plain words what the policy means, and prints the lines with
@@ -99,7 +97,7 @@ func (t *description) commands(c Commands) {
 	}
 }
 
-func (t *description) trust(keys []nix.PublicKey) {
+func (t *description) trust(keys []TrustedKey) {
 	if len(keys) == 0 {
 		t.line(0, "No signature proves a store path.")
 		return
@@ -109,10 +107,13 @@ func (t *description) trust(keys []nix.PublicKey) {
 		all[i] = key.Name()
 	}
 	t.line(0, "Signatures of %s prove a store path.", strings.Join(all, ", "))
+	if public := t.pol.publicKeys(); len(public) > 0 {
+		t.line(0, "A path with a signature of %s is shown to every domain, once somebody has brought it (public).", strings.Join(public, ", "))
+	}
 }
 
-func (t *description) domain(dom *Domain) {
-	name := dom.Name
+func (t *description) domain(d *Domain) {
+	name := d.Name
 	t.line(0, "\nDomain %s", name)
 	full := t.principals(name, RoleFull, "may upload, build and fetch")
 	t.principals(name, RoleRead, "may fetch only")
@@ -123,9 +124,10 @@ func (t *description) domain(dom *Domain) {
 		t.line(1, "builders: %s", strings.Join(builders, ", "))
 	}
 	if len(full) > 0 {
-		t.line(1, "%s", powers(full, builders))
+		t.line(1, "%s", powers(full, builders, d.plantedFor()))
 	}
-	t.signing(dom, full)
+	t.signing(d, full)
+	t.readers(d)
 }
 
 // principals lists those of a role and returns what gives their rights.
@@ -158,6 +160,9 @@ func (t *description) principal(q Principal) {
 	}
 	if q.Role == RoleFull && !q.CheckBuilds {
 		parts = append(parts, "no builds to check outputs (check_builds)")
+	}
+	if q.Publish {
+		parts = append(parts, "the domain vouches for what it uploads (publish)")
 	}
 	if q.RepairBuilds {
 		parts = append(parts, "may have outputs built again and replaced (repair_builds)")
@@ -196,8 +201,8 @@ func (t JumpTarget) meaning() string {
 }
 
 // powers says aloud what role full amounts to.
-func powers(grants []*grant, builders []string) string {
-	text := eachFull(grants) + " can plant any store path for everybody of this domain"
+func powers(grants []*grant, builders []string, victims string) string {
+	text := eachFull(grants) + " can plant any store path for " + victims
 	if len(builders) > 0 {
 		text += ", and is as good as a trusted user of " + strings.Join(builders, ", ")
 	}

@@ -3,8 +3,6 @@ package policy
 import (
 	"slices"
 	"strings"
-
-	"nixbastion/internal/nix"
 )
 
 // signing says which keys sign for a domain, what they sign, and what that lets
@@ -54,7 +52,7 @@ func (t *description) signingWarnings(warn func(format string, args ...any)) {
 	for i := range t.pol.Domains {
 		dom := &t.pol.Domains[i]
 		for _, key := range dom.PublicKeys() {
-			if len(t.pol.Domains) > 1 && slices.ContainsFunc(t.pol.TrustedPublicKeys, func(k nix.PublicKey) bool { return k.String() == key.String() }) {
+			if len(t.pol.Domains) > 1 && slices.ContainsFunc(t.pol.TrustedPublicKeys, func(k TrustedKey) bool { return k.String() == key.String() }) {
 				warn("key %s is among trusted_public_keys: what domain %s signs with it is proven for every domain", key.Name(), dom.Name)
 			}
 		}

@@ -66,6 +66,32 @@ func TestDescribeNamesEveryDoor(t *testing.T) {
 	}
 }
 
+// Guards against an audience that the admin does not see: who reads what of whom,
+// and for whom a key can plant.
+func TestDescribeSaysWhoReadsWhat(t *testing.T) {
+	d := newDir(t)
+	principals := "principals:\n  - {name: anna, role: full, keys: [" + authorizedLine("anna") + "]}\n" +
+		"  - {name: release, role: full, domain: ci, publish: true, keys: [" + authorizedLine("release") + "]}\n"
+	closed := describe(t, d.load(t, minimal+"domains: [{name: ci}]\n"+principals), "proxy")
+	if n := strings.Count(closed, "  Nobody else can read what this domain has.\n"); n != 2 {
+		t.Errorf("%d domains are closed:\n%s", n, closed)
+	}
+	open := describe(t, d.load(t, minimal+"domains: [{name: ci, share: public}]\ntrusted_public_keys: [{key: "+trustedText("nixos-1")+", public: true}]\n"+principals), "proxy")
+	for _, want := range []string{
+		"A path with a signature of nixos-1 is shown to every domain, once somebody has brought it (public).",
+		"  Nobody else can read what this domain has, but for what nixos-1 has signed: every domain sees that.",
+		"  It reads and builds with what domain ci shows to everybody.",
+		"    release: 1 key, the domain vouches for what it uploads (publish)",
+		"  The one full key of this domain can plant any store path for everybody of every domain (share: public).",
+		"  Every domain can read what this one has built and what proves itself, its sources and .drv files included (share: public).",
+		"  What its keys upload and nothing proves stays its own, unless release sent it (publish).",
+	} {
+		if !strings.Contains(open, want+"\n") {
+			t.Errorf("no line %q in:\n%s", want, open)
+		}
+	}
+}
+
 // Guards against lines that clients cannot use as they are: Nix decodes the last
 // field and puts it behind the host's name.
 func TestMachinesLineHasTheUnionAndTheHostKey(t *testing.T) {

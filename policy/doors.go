@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"strconv"
+
 	"gopkg.in/yaml.v3"
 
 	"nixbastion/internal/nix"
@@ -21,15 +23,14 @@ func (d *decoder) commands(n *yaml.Node) {
 
 // trustedKeys reads the keys whose signatures prove store paths. There may be
 // none: then no signature proves anything.
-func (d *decoder) trustedKeys(n *yaml.Node) []nix.PublicKey {
-	var keys []nix.PublicKey
+func (d *decoder) trustedKeys(n *yaml.Node) []TrustedKey {
+	var keys []TrustedKey
 	seen := names{}
 	d.list(n, func(item *yaml.Node) {
-		text, ok := d.checkedText(item, checkTrustedKey)
+		key, ok := d.trustedKey(item)
 		if !ok {
 			return
 		}
-		key, _ := nix.ParsePublicKey(text) // it was checked
 		if first := seen[key.Name()]; first != nil {
 			d.mistake(item, "Nix takes one key of a name; remove the other", "a key of the name %s stands on line %d already", quote(key.Name()), first.Line)
 			return
@@ -38,6 +39,26 @@ func (d *decoder) trustedKeys(n *yaml.Node) []nix.PublicKey {
 		keys = append(keys, key)
 	})
 	return keys
+}
+
+// trustedKey reads a key that stands alone, or with what is said about it.
+func (d *decoder) trustedKey(n *yaml.Node) (key TrustedKey, ok bool) {
+	if n.Kind != yaml.MappingNode {
+		key.PublicKey, ok = d.publicKey(n)
+		return key, ok
+	}
+	values := d.mapping(n, "trusted_public_keys.",
+		setting{"key", func(n *yaml.Node) { key.PublicKey, ok = d.publicKey(n) }},
+		setting{"public", func(n *yaml.Node) { key.Public, _ = d.truth(n) }},
+	)
+	d.require(n, values, "a trusted key", [2]string{"key", "name it: {key: " + strconv.Quote(defaultTrustedKey) + ", public: true}"})
+	return key, ok
+}
+
+func (d *decoder) publicKey(n *yaml.Node) (nix.PublicKey, bool) {
+	text, ok := d.checkedText(n, checkTrustedKey)
+	key, _ := nix.ParsePublicKey(text) // it was checked
+	return key, ok
 }
 
 func checkTrustedKey(text string) error {

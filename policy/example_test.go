@@ -26,7 +26,7 @@ func example(t *testing.T) (dir, string) {
 }
 
 // commentedOut are the settings that the example has as comments.
-var commentedOut = regexp.MustCompile(`(?m)^( *)#([a-z_]+:)`)
+var commentedOut = regexp.MustCompile(`(?m)^( *)#((?:- )?[a-z_]+:)`)
 
 // Guards against an example that nobody can start from.
 func TestExampleLoadsAsItIs(t *testing.T) {

@@ -77,7 +77,7 @@ func defaults() *Policy {
 		Domains: []Domain{{Name: defaultDomainName}},
 
 		keys: map[string]*grant{}, authorities: map[string][]*grant{},
-		TrustedPublicKeys: []nix.PublicKey{mustPublicKey(defaultTrustedKey)},
+		TrustedPublicKeys: []TrustedKey{{PublicKey: mustPublicKey(defaultTrustedKey)}},
 	}
 }
 

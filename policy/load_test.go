@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -53,7 +54,7 @@ ssh: {ciphers: [aes256-gcm@openssh.com]}
 cache: {size: 3TiB, spool_reserve: 0}
 limits: {nar_size: 7MiB, build_log: 9 KiB}
 log: {level: warn, format: text}
-domains: [{name: ci}]
+domains: [{name: ci}, {name: default, share: public}]
 `+builderText(`    features: [kvm]
     mandatory_features: [big]
     max_jobs: 3
@@ -70,9 +71,9 @@ domains: [{name: ci}]
 principals:
   - {name: anna, role: read, domain: ci, keys: [`+authorizedLine("anna")+`], max_jobs: 4, max_connections: 5, no_builder: refuse}
   - {name: otto, role: full, keys: [`+authorizedLine("otto")+`], jump: [b2, "b2:2222"]}
-  - {name: eva, role: full, keys: [`+authorizedLine("eva")+`], check_builds: refuse, repair_builds: allow}
+  - {name: eva, role: full, keys: [`+authorizedLine("eva")+`], check_builds: refuse, repair_builds: allow, publish: true}
 commands: {remote_store: ignore, remote_program: refuse}
-trusted_public_keys: []
+trusted_public_keys: [`+trustedText("plain-1")+`, {key: `+trustedText("public-1")+`, public: true}, {key: `+trustedText("own-1")+`, public: false}]
 admin: {socket: run/admin, users: [anna, otto]}
 `))
 	if pol.StateDir != d.path("state") || pol.Listen[1] != "[::1]:2222" || pol.SSH.Ciphers[0] != "aes256-gcm@openssh.com" {
@@ -99,12 +100,47 @@ admin: {socket: run/admin, users: [anna, otto]}
 	if p := pol.Principals[1]; !p.CheckBuilds || p.RepairBuilds || !slices.Equal(p.Jump, []JumpTarget{{Builder: "b2"}, {Host: "b2", Port: 2222}}) {
 		t.Errorf("principal %+v", p)
 	}
-	if p := pol.Principals[2]; p.CheckBuilds || !p.RepairBuilds || p.Jump != nil {
+	if p := pol.Principals[2]; p.CheckBuilds || !p.RepairBuilds || !p.Publish || p.Jump != nil {
 		t.Errorf("principal %+v", p)
 	}
-	if pol.Commands != (Commands{RemoteStoreIgnore, true}) || len(pol.TrustedPublicKeys) != 0 ||
+	if pol.Commands != (Commands{RemoteStoreIgnore, true}) || !slices.Equal(trusted(pol), []string{"plain-1", "public-1 public", "own-1"}) ||
 		pol.Admin.Socket != d.path("run/admin") || !slices.Equal(pol.Admin.Users, []string{"anna", "otto"}) {
 		t.Errorf("commands %+v, trusted keys %v, admin %+v", pol.Commands, pol.TrustedPublicKeys, pol.Admin)
+	}
+}
+
+// trustedText is a key for trusted_public_keys.
+func trustedText(name string) string {
+	return fmt.Sprintf("%q", name+":6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=")
+}
+
+func trusted(pol *Policy) []string {
+	var all []string
+	for _, key := range pol.TrustedPublicKeys {
+		text := key.Name()
+		if key.Public {
+			text += " public"
+		}
+		all = append(all, text)
+	}
+	return all
+}
+
+// Guards against an audience that is wider than its admin wrote: all settings that
+// open something are off, and the domain that is always there can have its own.
+func TestNothingIsSharedByDefault(t *testing.T) {
+	d := newDir(t)
+	pol := d.load(t, minimal+"domains: [{name: ci}]\nprincipals: [{name: anna, role: full, keys: ["+authorizedLine("anna")+"]}]\n")
+	if !reflect.DeepEqual(pol.Domains, []Domain{{Name: "default"}, {Name: "ci"}}) || pol.Principals[0].Publish || pol.TrustedPublicKeys[0].Public {
+		t.Errorf("domains %v, principals %+v, keys %+v", pol.Domains, pol.Principals, pol.TrustedPublicKeys)
+	}
+	pol = d.load(t, minimal+"domains: [{name: ci, share: public}, {name: default, share: none}]\n")
+	if !reflect.DeepEqual(pol.Domains, []Domain{{Name: "default"}, {Name: "ci", Share: SharePublic}}) {
+		t.Errorf("domains %v", pol.Domains)
+	}
+	pol = d.load(t, minimal+"domains: [{name: default, share: public}]\n")
+	if !reflect.DeepEqual(pol.Domains, []Domain{{Name: "default", Share: SharePublic}}) {
+		t.Errorf("domains %v", pol.Domains)
 	}
 }
 

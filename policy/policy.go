@@ -28,7 +28,7 @@ type Policy struct {
 	Commands Commands
 	// TrustedPublicKeys are those whose signatures prove a store path, as in
 	// Nix's setting of that name.
-	TrustedPublicKeys []nix.PublicKey
+	TrustedPublicKeys []TrustedKey
 	// Admin is the socket for the admin's own questions.
 	Admin Admin
 	// RevokedKeys is the file with keys and certificates that open nothing, whatever
@@ -107,6 +107,14 @@ type Log struct {
 	Format string
 }
 
+// TrustedKey is a key whose signatures prove a store path.
+type TrustedKey struct {
+	nix.PublicKey
+	// Public says that what the key signed may be shown to every domain, once one
+	// of them has brought it.
+	Public bool
+}
+
 // Domain is a set of keys that trust each other, and the namespace of what they
 // upload and have built.
 type Domain struct {
@@ -114,7 +122,20 @@ type Domain struct {
 	// SigningKeys sign as Sign says, all of them. None: nothing is signed.
 	SigningKeys []nix.SigningKey
 	Sign        Signing
+	// Share says who else sees what the domain vouches for.
+	Share Share
 }
+
+// Share says who sees what a domain vouches for, besides itself. The zero value is
+// the strict one.
+type Share int
+
+const (
+	// ShareNone keeps everything in the domain but what a public key has signed.
+	ShareNone Share = iota
+	// SharePublic shows it to every domain, apart from what is merely claimed.
+	SharePublic
+)
 
 // Content says what happens when a builder holds an input with other bytes than
 // ours. The zero value is the strict one.
@@ -215,6 +236,9 @@ type Principal struct {
 	// MaxConnections of the principal at one time; 0 is the front's default.
 	MaxConnections int
 	NoBuilder      NoBuilder
+	// Publish says that the domain vouches for what the principal uploads, as for
+	// its own builds. Without it an upload that nothing proves is a claim.
+	Publish bool
 	// CheckBuilds and RepairBuilds let the principal ask for builds of that mode.
 	CheckBuilds, RepairBuilds bool
 	// Jump are the targets that the principal may reach through the proxy, as a

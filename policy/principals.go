@@ -27,6 +27,7 @@ func (d *decoder) principal(n *yaml.Node) {
 		setting{"no_builder", func(n *yaml.Node) {
 			p.NoBuilder, _ = choice(d, n, map[string]NoBuilder{"serve": NoBuilderServe, "refuse": NoBuilderRefuse})
 		}},
+		setting{"publish", func(n *yaml.Node) { p.Publish, _ = d.truth(n) }},
 		setting{"check_builds", func(n *yaml.Node) { p.CheckBuilds = d.allows(n) }},
 		setting{"repair_builds", func(n *yaml.Node) { p.RepairBuilds = d.allows(n) }},
 		setting{"jump", func(n *yaml.Node) { p.Jump = d.jump(n) }},
@@ -53,6 +54,9 @@ func (d *decoder) buildModes(values map[string]*yaml.Node, p *Principal) {
 		if at := values[key]; at != nil {
 			d.mistake(at, "remove it", "principal %s has role read and builds nothing, so %q has no meaning", quote(p.Name), key)
 		}
+	}
+	if at := values["publish"]; at != nil {
+		d.mistake(at, "remove it", "principal %s has role read and uploads nothing, so %q has no meaning", quote(p.Name), "publish")
 	}
 }
 

@@ -140,15 +140,24 @@ func (d *decoder) domain(n *yaml.Node) {
 		setting{"name", func(n *yaml.Node) { dom.Name, _ = d.checkedText(n, checkName) }},
 		setting{"signing_keys", func(n *yaml.Node) { dom.SigningKeys = d.signingKeys(n, dom.Name) }},
 		setting{"sign", func(n *yaml.Node) { mode, _ = choice(d, n, signingWords) }},
+		setting{"share", func(n *yaml.Node) {
+			dom.Share, _ = choice(d, n, map[string]Share{"none": ShareNone, "public": SharePublic})
+		}},
 	)
 	d.require(n, values, "a domain", [2]string{"name", "name it: - name: ci"})
 	d.signing(values, &dom, mode)
-	if dom.Name == "" || !d.domainsSeen.add(d, "domain", dom.Name, values["name"]) {
+	d.addDomain(dom, values["name"])
+}
+
+// addDomain notes a domain whose name stands at a node. That of the name default
+// is there already and gets its settings.
+func (d *decoder) addDomain(domain Domain, at *yaml.Node) {
+	if domain.Name == "" || !d.domainsSeen.add(d, "domain", domain.Name, at) {
 		return
 	}
-	if known := d.pol.DomainNamed(dom.Name); known != nil { // the one that is always there
-		*known = dom
+	if known := d.pol.DomainNamed(domain.Name); known != nil { // the one that is always there
+		*known = domain
 		return
 	}
-	d.pol.Domains = append(d.pol.Domains, dom)
+	d.pol.Domains = append(d.pol.Domains, domain)
 }

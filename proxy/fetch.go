@@ -6,7 +6,6 @@ import (
 
 	"nixbastion/cache"
 	"nixbastion/internal/nix"
-	"nixbastion/policy"
 	"nixbastion/proxy/upstream"
 )
 
@@ -82,9 +81,19 @@ func (t *tries) outputInfos(ctx context.Context, sess *upstream.Session, outputs
 			return nil, err
 		}
 		t.logStrangeReferences(sess.Builder(), info, outputs)
-		infos[i] = info
+		infos[i] = withoutForgeries(t.policy.Current().TrustedPublicKeys, info)
 	}
-	return infos, nil
+	return referencesFirst(infos), nil
+}
+
+// referencesFirst sorts the outputs of a build: what refers to something that is
+// not shown to everybody yet is not shown either.
+func referencesFirst(infos []*nix.PathInfo) []*nix.PathInfo {
+	byPath := make(map[nix.StorePath]*nix.PathInfo, len(infos))
+	for _, info := range infos {
+		byPath[info.Path] = info
+	}
+	return inOrder(infos, func(path nix.StorePath) *nix.PathInfo { return byPath[path] })
 }
 
 // haveRoom looks for space before the client has its reply: once it follows an
@@ -109,18 +118,7 @@ func (e *storeError) Unwrap() error { return e.err }
 
 // grant says who vouches for an output.
 func (t *tries) grant(info *nix.PathInfo) cache.Grant {
-	return vouched(t.policy.Current(), t.order.principal.Domain, info)
-}
-
-// vouched says who vouches for what a builder holds: the domain that it builds for,
-// unless a trusted key has signed it. Signatures that are not known here pass through
-// all the same: they are the builder's, to whom the domain trusts its builds.
-func vouched(pol *policy.Policy, domain string, info *nix.PathInfo) cache.Grant {
-	grant := cache.Grant{Domain: domain, Provenance: cache.DomainVouched}
-	if len(verifiedBy(pol.TrustedPublicKeys, info, info.Sigs)) > 0 {
-		grant.Provenance = cache.Signed
-	}
-	return grant
+	return grantOf(t.policy.Current(), t.order.principal.Domain, info, cache.DomainVouched)
 }
 
 // logStrangeReferences notes a builder whose outputs refer to what the build

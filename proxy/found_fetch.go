@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"nixbastion/cache"
 	"nixbastion/internal/nix"
 	"nixbastion/proxy/upstream"
 )
@@ -75,7 +76,7 @@ func (f *finder) transfer(ctx context.Context, dog *builderDog, key foundKey, bu
 		return err
 	}
 	defer nar.Close()
-	_, err = f.cache.ReceiveFound(ctx, info, watchedReader{nar, dog}, vouched(f.policy.Current(), key.domain, info))
+	_, err = f.cache.ReceiveFound(ctx, info, watchedReader{nar, dog}, grantOf(f.policy.Current(), key.domain, info, cache.DomainVouched))
 	if err != nil {
 		return fmt.Errorf("fetch: %w", err)
 	}

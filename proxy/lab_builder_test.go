@@ -26,7 +26,9 @@ type labBuilder struct {
 	mute    bool // never says which paths are valid
 	// protocol is what the policy says; "" is ssh-ng, which is all that it speaks.
 	protocol string
-	trust    nix.Trust
+	// domain is whose it is; "" is default.
+	domain string
+	trust  nix.Trust
 	// build makes the outputs of a derivation; nil writes who built it.
 	build func(ctx context.Context, b *labBuilder, log nix.Logger, drv *nix.BasicDerivation) (*nix.BuildResult, error)
 	// beforeNar is called before a NAR goes to the proxy; nil is nothing.
@@ -59,6 +61,8 @@ func newLabBuilder(name string) *labBuilder {
 func (b *labBuilder) system() string { return "x86_64-linux" }
 
 func (b *labBuilder) policyProtocol() string { return cmp.Or(b.protocol, "ssh-ng") }
+
+func (b *labBuilder) policyDomain() string { return cmp.Or(b.domain, "default") }
 
 func (b *labBuilder) content() string {
 	if b.strict {

@@ -50,27 +50,51 @@ principals:
 // labKey is the key that every lab trusts: that of the suite of all stores.
 var labKey = storetest.SigningKey("suite-1")
 
-// newLab starts a proxy with builders of the default domain, in order of names.
+// labPolicy is what may differ in the policy of a lab. The zero value is newLab's.
+type labPolicy struct {
+	// domains are items besides those that have no settings.
+	domains []string
+	// keys are items of trusted_public_keys; nil is labKey.
+	keys []string
+	// principals are more of them, by the name of their key.
+	principals map[string]string
+}
+
+// newLab starts a proxy with builders, in order of names.
 func newLab(t testing.TB, builders ...*labBuilder) *lab {
 	t.Helper()
+	return newLabOf(t, labPolicy{}, builders...)
+}
+
+func newLabOf(t testing.TB, pol labPolicy, builders ...*labBuilder) *lab {
+	t.Helper()
+	if pol.keys == nil {
+		pol.keys = []string{fmt.Sprintf("%q", labKey.Public())}
+	}
+	if pol.domains == nil {
+		pol.domains = []string{"{name: other}"}
+	}
 	l := &lab{TB: t, builders: map[string]*labBuilder{}, log: &logBook{}}
 	dir := t.TempDir()
 	identity := filepath.Join(dir, "id")
 	l.writeKey(identity, "proxy")
 	var text strings.Builder
-	fmt.Fprintf(&text, "state_dir: %s\ndomains: [{name: other}]\ntrusted_public_keys: [%q]\n",
-		filepath.Join(dir, "state"), labKey.Public().String())
+	fmt.Fprintf(&text, "state_dir: %s\ndomains: [%s]\ntrusted_public_keys: [%s]\n",
+		filepath.Join(dir, "state"), strings.Join(pol.domains, ", "), strings.Join(pol.keys, ", "))
 	for i, b := range builders {
 		if i == 0 {
 			text.WriteString("builders:\n")
 		}
 		l.builders[b.name] = b
 		b.start(t)
-		fmt.Fprintf(&text, "  - {name: %s, address: \"%s\", user: nix, identity_file: %s, host_keys: [%s], systems: [%s], max_jobs: %d, builder_content: %s, protocol: %s}\n",
-			b.name, b.listener.Addr(), identity, authorizedLine(b.hostKey), b.system(), max(b.maxJobs, 1), b.content(), b.policyProtocol())
+		fmt.Fprintf(&text, "  - {name: %s, address: \"%s\", user: nix, identity_file: %s, host_keys: [%s], systems: [%s], max_jobs: %d, builder_content: %s, protocol: %s, domains: [%s]}\n",
+			b.name, b.listener.Addr(), identity, authorizedLine(b.hostKey), b.system(), max(b.maxJobs, 1), b.content(), b.policyProtocol(), b.policyDomain())
 	}
 	fmt.Fprintf(&text, labPrincipals, authorizedLine(testKey("alice")), authorizedLine(testKey("bob")),
 		authorizedLine(testKey("reader")), authorizedLine(testKey("eve")))
+	for name, settings := range pol.principals {
+		fmt.Fprintf(&text, "  - {name: %s, keys: [%s], %s}\n", name, authorizedLine(testKey(name)), settings)
+	}
 	l.start(filepath.Join(dir, "config.yaml"), text.String())
 	return l
 }

@@ -59,10 +59,15 @@ func (s *session) close() {
 
 func (s *session) domain() string { return s.principal.Domain }
 
-// grant says under whose name the uploads of this client enter the cache. What
-// a trusted member of a domain sends without proof stays a claim of its domain.
-func (s *session) grant() cache.Grant {
-	return cache.Grant{Domain: s.domain(), Provenance: cache.Claimed}
+// grant says under whose name an upload of this client enters the cache, given
+// what may be believed of it. What a member of a domain sends without proof stays a
+// claim, unless the domain vouches for what this one sends.
+func (s *session) grant(info *nix.PathInfo) cache.Grant {
+	vouched := cache.Claimed
+	if s.principal.Publish {
+		vouched = cache.DomainVouched
+	}
+	return grantOf(s.builds.policy.Current(), s.domain(), info, vouched)
 }
 
 // mayWrite refuses what only a full key may do.

@@ -8,6 +8,7 @@ import (
 
 	"nixbastion/cache"
 	"nixbastion/internal/nix"
+	"nixbastion/policy"
 )
 
 // What a client says of a path beside its bytes is kept only as far as it is
@@ -16,17 +17,19 @@ import (
 
 // verifiedBy returns those signatures that one of keys made over what info says
 // of its path.
-func verifiedBy(keys []nix.PublicKey, info *nix.PathInfo, sigs []nix.Signature) []nix.Signature {
+func verifiedBy(keys []policy.TrustedKey, info *nix.PathInfo, sigs []nix.Signature) []nix.Signature {
 	if len(sigs) == 0 {
 		return nil
 	}
 	fingerprint := info.Fingerprint()
 	return slices.DeleteFunc(slices.Clone(sigs), func(sig nix.Signature) bool {
-		return !slices.ContainsFunc(keys, func(key nix.PublicKey) bool { return key.Verify(fingerprint, sig) })
+		return !slices.ContainsFunc(keys, func(key policy.TrustedKey) bool { return key.Verify(fingerprint, sig) })
 	})
 }
 
-func (s *session) trustedKeys() []nix.PublicKey { return s.builds.policy.Current().TrustedPublicKeys }
+func (s *session) trustedKeys() []policy.TrustedKey {
+	return s.builds.policy.Current().TrustedPublicKeys
+}
 
 // proven returns what may be believed of a path that a client claims, given that
 // the cache takes it only with the bytes that it claims, and under which name it
@@ -36,21 +39,16 @@ func (s *session) proven(claimed *nix.PathInfo, opts nix.AddOptions) (*nix.PathI
 	info := claimed.Clone()
 	info.Ultimate = false // a peer's word for its own trust
 	info.Sigs = verifiedBy(s.trustedKeys(), claimed, claimed.Sigs)
-	grant := s.grant()
-	switch {
-	case len(info.Sigs) > 0:
-		grant.Provenance = cache.Signed
-	case !info.CA.IsZero(): // the cache verifies that
-	case !opts.DontCheckSigs:
-		return nil, grant, nix.Refuse("cannot add path '%s' because it lacks a signature by a trusted key; "+
+	if len(info.Sigs) == 0 && info.CA.IsZero() && !opts.DontCheckSigs { // the cache verifies content addresses
+		return nil, cache.Grant{}, nix.Refuse("cannot add path '%s' because it lacks a signature by a trusted key; "+
 			"say --no-check-sigs, sign it with one of the keys that the proxy trusts (%s), "+
 			"or have the proxy's admin add the key to trusted_public_keys in its policy", info.Path, keyNames(s.trustedKeys()))
 	}
-	return info, grant, nil
+	return info, s.grant(info), nil
 }
 
 // keyNames lists keys for people.
-func keyNames(keys []nix.PublicKey) string {
+func keyNames(keys []policy.TrustedKey) string {
 	names := make([]string, len(keys))
 	for i, key := range keys {
 		names[i] = key.Name()
@@ -79,9 +77,9 @@ func (s *session) AddSignatures(ctx context.Context, path nix.StorePath, texts [
 	if len(trusted) == 0 {
 		return s.untrustedSigs(path, sigs)
 	}
-	grant := s.grant()
-	grant.Provenance = cache.Signed
-	if err := s.cache.AddSignatures(ctx, path, trusted, grant); err != nil {
+	signed := info.Clone()
+	signed.Sigs = trusted
+	if err := s.cache.AddSignatures(ctx, path, trusted, s.grant(signed)); err != nil {
 		return fmt.Errorf("sign %s: %w", path, err)
 	}
 	return nil

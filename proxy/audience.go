@@ -1,0 +1,57 @@
+package proxy
+
+import (
+	"slices"
+
+	"nixbastion/cache"
+	"nixbastion/internal/nix"
+	"nixbastion/policy"
+)
+
+// Who vouches for a path and who may see it, by the policy of now.
+
+// grantOf says how a path enters the cache for a domain, given who vouches for it
+// if no signature does: one of a trusted key counts more, that of a public key opens
+// the path to everybody, and so does a domain that shares.
+func grantOf(pol *policy.Policy, domain string, info *nix.PathInfo, vouched cache.Provenance) cache.Grant {
+	grant := cache.Grant{Domain: domain, Provenance: vouched, Public: shares(pol, domain)}
+	if len(info.Sigs) == 0 {
+		return grant
+	}
+	fingerprint := info.Fingerprint()
+	for _, key := range pol.TrustedPublicKeys {
+		if signedBy(key, fingerprint, info.Sigs) {
+			grant.Provenance = max(grant.Provenance, cache.Signed)
+			grant.Public = grant.Public || key.Public
+		}
+	}
+	return grant
+}
+
+func signedBy(key policy.TrustedKey, fingerprint string, sigs []nix.Signature) bool {
+	return slices.ContainsFunc(sigs, func(sig nix.Signature) bool { return key.Verify(fingerprint, sig) })
+}
+
+// shares reports whether every domain may see what this one vouches for. The cache
+// keeps what is only claimed to the domain all the same.
+func shares(pol *policy.Policy, domain string) bool {
+	return slices.ContainsFunc(pol.Domains, func(d policy.Domain) bool {
+		return d.Name == domain && d.Share == policy.SharePublic
+	})
+}
+
+// withoutForgeries returns info without signatures under the name of a trusted key
+// that it did not make. Others pass: whose they are is not known here.
+func withoutForgeries(keys []policy.TrustedKey, info *nix.PathInfo) *nix.PathInfo {
+	if len(info.Sigs) == 0 {
+		return info
+	}
+	fingerprint := info.Fingerprint()
+	honest := info.Clone()
+	honest.Sigs = slices.DeleteFunc(honest.Sigs, func(sig nix.Signature) bool {
+		return slices.ContainsFunc(keys, func(key policy.TrustedKey) bool {
+			return key.Name() == sig.Name() && !key.Verify(fingerprint, sig)
+		})
+	})
+	return honest
+}
