@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,8 +36,9 @@ type order struct {
 	limits    nix.BuildLimits
 	system    string
 	features  []string
-	// inputs are the infos of drv.InputSrcs, in that order. With outputsHere the
-	// outputs that are to be compared follow, with what they refer to.
+	// inputs are the infos of drv.InputSrcs, in that order, and then of what they
+	// refer to. With outputsHere the outputs that are to be compared follow, with what
+	// they refer to.
 	inputs      []*nix.PathInfo
 	outputsHere bool
 	log         *slog.Logger
@@ -67,7 +69,10 @@ type builds struct {
 	policy *policy.Live
 	logDir string
 
-	inflight *inflight
+	inflight    *inflight
+	differences *differences
+	// proofs has one token for each plan being read.
+	proofs chan struct{}
 	// fetches are the outputs on their way into the cache after their builds
 	// were answered, and what else builds leave running.
 	fetches sync.WaitGroup
@@ -148,6 +153,8 @@ type tries struct {
 	log      *buildLog
 	activity uint64 // last activity id in log
 	failed   map[string]int
+	// proven says of the last attempt that what it built is proven.
+	proven   bool
 	excluded []route.Exclusion
 	// lacking are builders without the outputs that are to be compared.
 	lacking []route.Exclusion
@@ -264,8 +271,10 @@ func (t *tries) attempt(ctx context.Context, lease *route.Lease) (_ *nix.BuildRe
 }
 
 // panicked logs a panic in a goroutine that works for a build and returns an error in its place.
-func (t *tries) panicked(p any) error {
-	t.order.log.Error("panic", "where", "build", "drv", t.order.drvPath.String(),
+func (t *tries) panicked(p any) error { return panicked(t.order, p) }
+
+func panicked(o *order, p any) error {
+	o.log.Error("panic", "where", "build", "drv", o.drvPath.String(),
 		"panic", quoted(fmt.Sprint(p)), "stack", string(debug.Stack()))
 	return errInternal
 }
@@ -282,11 +291,53 @@ func (t *tries) end(ctx context.Context, sess *upstream.Session) {
 // buildOn brings the inputs and builds, on one session: the builder keeps what
 // the session named from its garbage collector for just as long.
 func (t *tries) buildOn(ctx context.Context, sess *upstream.Session) (*nix.BuildResult, error) {
-	push := &push{cache: t.cache, domain: t.order.principal.Domain, inputs: t.order.inputs, log: t.log}
-	if err := push.run(ctx, sess, t.mustMatch(sess.Builder())); err != nil {
+	match := t.mustMatch(sess.Builder())
+	push := &push{
+		cache: t.cache, domain: t.order.principal.Domain, inputs: t.order.inputs, log: t.log,
+		match: match, differences: t.differences,
+	}
+	if err := push.run(ctx, sess); err != nil {
 		return nil, fmt.Errorf("bring inputs to %s: %w", sess.Builder(), err)
 	}
 	t.noteHeld(sess.Builder())
+	if match {
+		proof := t.prove(ctx, t.order)
+		defer proof.stop()
+		result, err := t.buildHere(ctx, sess)
+		t.proven = err == nil && t.proves(proof, result)
+		return result, err
+	}
+	t.proven = false
+	return t.buildHere(ctx, sess)
+}
+
+// proves reports whether the outputs of a build are proven, and logs why they are
+// not. What the builder had already, or got from elsewhere, is not from our inputs.
+func (t *tries) proves(proof *proof, result *nix.BuildResult) bool {
+	if result.Status != nix.StatusBuilt || t.order.mode == nix.BuildCheck {
+		return false
+	}
+	err := proof.wait()
+	if err == nil {
+		err = t.provenInputs(t.order)
+	}
+	if err != nil {
+		t.order.log.Info("outputs are not proven", "drv", t.order.drvPath.String(), "reason", lastWords(err.Error()))
+	}
+	return err == nil
+}
+
+// lastWords cuts what every derivation on the way adds to the reason that is below.
+func lastWords(text string) string {
+	const limit = 400
+	if len(text) > limit {
+		return "..." + strings.ToValidUTF8(text[len(text)-limit:], "")
+	}
+	return text
+}
+
+// buildHere builds where the inputs are.
+func (t *tries) buildHere(ctx context.Context, sess *upstream.Session) (*nix.BuildResult, error) {
 	nix.Line(t.log, fmt.Sprintf("%s '%s' on '%s'", doing[t.order.mode], t.order.drvPath, sess.Builder()))
 	started := time.Now()
 	log := newAttemptLog(t.log, sess.Builder(), &t.activity)

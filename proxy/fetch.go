@@ -63,7 +63,7 @@ func (t *tries) announce(ctx context.Context, sess *upstream.Session, outputs []
 	}
 	var arrivals []*cache.Arrival
 	for _, info := range infos {
-		arrival, err := t.cache.Announce(info, t.grant(info))
+		arrival, err := t.cache.Announce(info, t.grant(info, t.ownReferences(sess.Builder(), info, outputs)))
 		if err != nil {
 			abort(arrivals, err)
 			return nil, err
@@ -80,7 +80,7 @@ func (t *tries) outputInfos(ctx context.Context, sess *upstream.Session, outputs
 		if err != nil {
 			return nil, err
 		}
-		t.logStrangeReferences(sess.Builder(), info, outputs)
+		info = t.addressed(info)
 		infos[i] = withoutForgeries(t.policy.Current().TrustedPublicKeys, info)
 	}
 	return referencesFirst(infos), nil
@@ -116,14 +116,36 @@ func (e *storeError) Error() string { return "store outputs: " + e.err.Error() }
 
 func (e *storeError) Unwrap() error { return e.err }
 
-// grant says who vouches for an output.
-func (t *tries) grant(info *nix.PathInfo) cache.Grant {
-	return grantOf(t.policy.Current(), t.order.principal.Domain, info, cache.DomainVouched)
+// addressed returns info with the content address that a fixed output must have,
+// whatever the builder says: the cache takes no other content then.
+func (t *tries) addressed(info *nix.PathInfo) *nix.PathInfo {
+	for _, out := range t.order.drv.Outputs {
+		ca, err := out.ContentAddress()
+		if out.Path != info.Path || out.HashAlgo == "" || err != nil {
+			continue
+		}
+		fixed := info.Clone()
+		fixed.CA = ca
+		return fixed
+	}
+	return info
 }
 
-// logStrangeReferences notes a builder whose outputs refer to what the build
-// did not have.
-func (t *tries) logStrangeReferences(builder string, info *nix.PathInfo, outputs []nix.BuiltOutput) {
+// grant says who vouches for an output: the domain that had it built, unless a
+// trusted key has signed it or the build is proven. Signatures that are not known
+// here pass through all the same: they are the builder's, to whom the domain trusts
+// its builds.
+func (t *tries) grant(info *nix.PathInfo, ownReferences bool) cache.Grant {
+	vouched := cache.DomainVouched
+	if t.proven && ownReferences {
+		vouched = cache.Built
+	}
+	return grantOf(t.policy.Current(), t.order.principal.Domain, info, vouched)
+}
+
+// ownReferences reports whether an output refers only to what its build had, and
+// logs what else it refers to.
+func (t *tries) ownReferences(builder string, info *nix.PathInfo, outputs []nix.BuiltOutput) bool {
 	had := make(map[nix.StorePath]bool, len(t.order.inputs)+len(outputs))
 	for _, in := range t.order.inputs {
 		had[in.Path] = true
@@ -131,12 +153,15 @@ func (t *tries) logStrangeReferences(builder string, info *nix.PathInfo, outputs
 	for _, out := range outputs {
 		had[out.Path] = true
 	}
+	own := true
 	for _, ref := range info.References {
 		if !had[ref] {
+			own = false
 			t.order.log.Warn("output refers to what the build did not have", "builder", builder,
 				"output", info.Path.String(), "reference", ref.String())
 		}
 	}
+	return own
 }
 
 // fetch copies announced outputs into the cache and gives the session back.

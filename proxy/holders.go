@@ -62,9 +62,11 @@ func (s *session) compared(o *order) error {
 		return err
 	}
 	o.outputsHere = true
-	o.inputs = append(o.inputs, slices.DeleteFunc(infos, func(info *nix.PathInfo) bool {
-		return slices.Contains(o.drv.InputSrcs, info.Path)
-	})...)
+	have := make(map[nix.StorePath]bool, len(o.inputs))
+	for _, in := range o.inputs {
+		have[in.Path] = true
+	}
+	o.inputs = append(o.inputs, slices.DeleteFunc(infos, func(info *nix.PathInfo) bool { return have[info.Path] })...)
 	return nil
 }
 

@@ -16,13 +16,16 @@ type push struct {
 	domain string
 	inputs []*nix.PathInfo
 	log    nix.Logger
+	// match refuses a builder that holds other bytes for an input; without it they
+	// are used, and noted in differences.
+	match       bool
+	differences *differences
 }
 
 // run names all inputs as temporary roots, then asks which are there, then sends
 // the others: in that order, since only what is rooted cannot be collected
-// between question and build. With mustMatch a builder that holds other bytes
-// for an input is refused.
-func (p *push) run(ctx context.Context, sess *upstream.Session, mustMatch bool) error {
+// between question and build.
+func (p *push) run(ctx context.Context, sess *upstream.Session) error {
 	paths := make([]nix.StorePath, len(p.inputs))
 	for i, in := range p.inputs {
 		paths[i] = in.Path
@@ -38,25 +41,44 @@ func (p *push) run(ctx context.Context, sess *upstream.Session, mustMatch bool) 
 	for _, path := range valid {
 		held[path] = true
 	}
-	if mustMatch {
-		if err := p.compare(ctx, sess, valid); err != nil {
-			return err
-		}
+	if err := p.compare(ctx, sess, valid); err != nil {
+		return err
 	}
-	return p.send(ctx, sess, p.missing(held))
+	missing := p.missing(held)
+	if err := p.send(ctx, sess, missing); err != nil {
+		return err
+	}
+	for _, in := range missing {
+		p.differences.note(sess.Builder(), in, nil)
+	}
+	return nil
 }
 
-// compare checks that what the builder holds is what we hold.
+// compare looks whether what the builder holds is what we hold.
 func (p *push) compare(ctx context.Context, sess *upstream.Session, held []nix.StorePath) error {
 	ours := make(map[nix.StorePath]*nix.PathInfo, len(p.inputs))
 	for _, in := range p.inputs {
 		ours[in.Path] = in
 	}
+	if !p.match {
+		held = p.differences.unseen(sess.Builder(), held, ours)
+	}
+	if len(held) == 0 {
+		return nil
+	}
 	infos, err := sess.QueryPathInfos(ctx, held)
 	if err != nil {
 		return err
 	}
-	return sameContent(held, infos, ours)
+	if p.match {
+		return sameContent(held, infos, ours)
+	}
+	for _, theirs := range infos {
+		if theirs != nil && ours[theirs.Path] != nil {
+			p.differences.note(sess.Builder(), ours[theirs.Path], theirs)
+		}
+	}
+	return nil
 }
 
 // sameContent compares what a builder says of the paths that it called valid; an

@@ -237,7 +237,10 @@ func (s *session) order(drvPath nix.StorePath, drv *nix.BasicDerivation, mode ni
 	if err != nil {
 		return nil, nix.Refuse("derivation %s: %v", drvPath, err)
 	}
-	inputs, err := s.inputInfos(drv.InputSrcs)
+	if err := checkFixedPath(drvPath, drv); err != nil {
+		return nil, err
+	}
+	inputs, err := s.wholeInputs(drv.InputSrcs)
 	if err != nil {
 		return nil, fmt.Errorf("build %s: %w", drvPath, err)
 	}
@@ -249,6 +252,48 @@ func (s *session) order(drvPath nix.StorePath, drv *nix.BasicDerivation, mode ni
 		err = s.compared(o)
 	}
 	return o, err
+}
+
+// checkFixedPath refuses a derivation whose output has another path than its fixed
+// content has. Nix before 2.36 takes such a request and builds another path.
+func checkFixedPath(drvPath nix.StorePath, drv *nix.BasicDerivation) error {
+	for _, out := range drv.Outputs {
+		if _, err := out.CheckOutput(drvPath.DrvName()); err != nil {
+			return nix.Refuse("derivation %s: %v", drvPath, err)
+		}
+	}
+	return nil
+}
+
+// wholeInputs returns the infos of paths, in that order, and then of what they refer
+// to: clients leave that out of a request if the derivation has sources alone.
+func (s *session) wholeInputs(paths []nix.StorePath) ([]*nix.PathInfo, error) {
+	infos, err := s.inputInfos(paths)
+	if err != nil {
+		return nil, err
+	}
+	have := make(map[nix.StorePath]bool, len(infos))
+	for _, info := range infos {
+		have[info.Path] = true
+	}
+	for done := 0; done < len(infos); {
+		var more []nix.StorePath
+		for ; done < len(infos); done++ {
+			for _, ref := range infos[done].References {
+				if !have[ref] {
+					have[ref] = true
+					more = append(more, ref)
+				}
+			}
+		}
+		// What is not here, the builder must have: it says so if it lacks it.
+		found, err := s.inputInfos(s.pins.Pin(s.domain(), more))
+		if err != nil {
+			return nil, err
+		}
+		infos = append(infos, found...)
+	}
+	return infos, nil
 }
 
 func (s *session) inputInfos(paths []nix.StorePath) ([]*nix.PathInfo, error) {

@@ -22,8 +22,8 @@ func signedFile(name, text string, keys ...nix.SigningKey) labFile {
 }
 
 // sourceFile is a file that its path proves.
-func sourceFile(name, text string) labFile {
-	o := storetest.NewSource(name, text)
+func sourceFile(name, text string, refs ...nix.StorePath) labFile {
+	o := storetest.NewSource(name, text, refs...)
 	return labFile{info: o.Info, nar: o.NAR}
 }
 

@@ -41,6 +41,9 @@ type builderStatus struct {
 	Features          []string `json:"features"`
 	MandatoryFeatures []string `json:"mandatory_features"`
 	SpeedFactor       float64  `json:"speed_factor"`
+	// DifferingInputs is how many inputs the builder was found to hold with other
+	// bytes than ours, which were used (builder_content: accept).
+	DifferingInputs int64 `json:"differing_inputs,omitempty"`
 	// Domains is there for the admin alone.
 	Domains []string `json:"domains,omitempty"`
 }
@@ -64,7 +67,11 @@ func (p *Proxy) status(a *asker, args []string) (answer, error) {
 	if len(args) > 0 {
 		return nil, usage("status takes no arguments but --json")
 	}
-	return newStatus(p.glances.take(p.router), p.policy.Current(), p.version, a, time.Now()), nil
+	s := newStatus(p.glances.take(p.router), p.policy.Current(), p.version, a, time.Now())
+	for i := range s.Builders {
+		s.Builders[i].DifferingInputs = p.builds.differences.of(s.Builders[i].Name)
+	}
+	return s, nil
 }
 
 // newStatus makes an answer of what the asker may see of a state of the router.

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 
+	"nixbastion/cache"
 	"nixbastion/internal/nix"
 	"nixbastion/internal/nix/nar"
 )
@@ -89,10 +90,23 @@ func (s *session) wantedOutputs(drv *nix.Derivation, target nix.DerivedPath, mod
 
 // derivation reads a .drv file from the cache.
 func (s *session) derivation(ctx context.Context, path nix.StorePath) (*nix.Derivation, error) {
+	text, err := readDerivation(ctx, s.cache, s.domain(), path, maxDrvSize)
+	if err != nil {
+		return nil, err
+	}
+	drv, err := nix.ParseDerivation(path.DrvName(), text)
+	if err != nil {
+		return nil, nix.Refuse("derivation %s: %v", path, err)
+	}
+	return drv, nil
+}
+
+// readDerivation reads the text of a .drv file of at most limit bytes.
+func readDerivation(ctx context.Context, c *cache.Cache, domain string, path nix.StorePath, limit int64) ([]byte, error) {
 	if !path.IsDerivation() {
 		return nil, nix.Refuse("%s is not a derivation", path)
 	}
-	file, err := s.cache.OpenNar(ctx, s.domain(), path)
+	file, err := c.OpenNar(ctx, domain, path)
 	if err != nil {
 		return nil, fmt.Errorf("read derivation %s: %w", path, err)
 	}
@@ -101,18 +115,14 @@ func (s *session) derivation(ctx context.Context, path nix.StorePath) (*nix.Deri
 	if err != nil {
 		return nil, nix.Refuse("derivation %s: %v", path, err)
 	}
-	if contents.Size > maxDrvSize {
-		return nil, nix.Refuse("derivation %s has %d bytes; the limit is %d", path, contents.Size, maxDrvSize)
+	if contents.Size > uint64(limit) {
+		return nil, nix.Refuse("derivation %s has %d bytes; the limit is %d", path, contents.Size, limit)
 	}
 	text, err := io.ReadAll(contents)
 	if err != nil {
 		return nil, fmt.Errorf("read derivation %s: %w", path, err)
 	}
-	drv, err := nix.ParseDerivation(path.DrvName(), text)
-	if err != nil {
-		return nil, nix.Refuse("derivation %s: %v", path, err)
-	}
-	return drv, nil
+	return text, nil
 }
 
 // flatten turns a derivation into the form that is built: its input derivations
