@@ -121,15 +121,36 @@ func (s *signing) pass(ctx context.Context, dom *policy.Domain) {
 }
 
 // awaitSignature waits until a path that is still arriving is verified, and so
-// signed: Nix passes over a path without signature for the rest of its run. Who
-// waits for the build that makes the path checks no signatures and is not held
-// up, nor is anybody where none will come.
+// signed: Nix passes over a path without signature for the rest of its run. It does
+// not wait where nobody will sign.
 func (s *session) awaitSignature(ctx context.Context, path nix.StorePath) error {
 	dom := s.builds.policy.Current().DomainNamed(s.domain())
-	if s.own[path] || dom == nil || len(dom.Signers()) == 0 {
+	if dom == nil || len(dom.Signers()) == 0 {
+		return nil
+	}
+	if s.own[path] {
+		s.awaitOwn(ctx, path)
 		return nil
 	}
 	return s.cache.AwaitVerified(ctx, s.domain(), path)
+}
+
+// Who asked for the build that makes a path checks no signatures and will read the
+// path next: it waits only where it would have to wait for the bytes all the same,
+// so that its copy has the signature too.
+const (
+	ownSize     = 4 << 20 // bytes of a NAR that is waited for
+	ownPatience = 250 * time.Millisecond
+)
+
+func (s *session) awaitOwn(ctx context.Context, path nix.StorePath) {
+	info, err := s.cache.QueryPathInfo(s.domain(), path)
+	if err != nil || info.NarSize > ownSize {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, ownPatience)
+	defer cancel()
+	s.cache.AwaitVerified(ctx, s.domain(), path) // or not: the answer is good without
 }
 
 // owns notes outputs of builds that this client asked for.
