@@ -42,6 +42,9 @@ func (d *decoder) size(n *yaml.Node, least int64) (int64, bool) {
 	return bytes, true
 }
 
+// ParseSize reads a number of bytes as the policy file has it.
+func ParseSize(text string) (int64, error) { return parseSize(text) }
+
 func parseSize(text string) (int64, error) {
 	m := sizeGrammar.FindStringSubmatch(text)
 	if m == nil {

@@ -100,7 +100,7 @@ func (d planned) request(inputs ...nix.StorePath) *nix.BasicDerivation {
 func (l *lab) reasons() []string {
 	l.Helper()
 	var all []string
-	for _, r := range l.log.records(l.T, "outputs are not proven") {
+	for _, r := range l.log.records(l.TB, "outputs are not proven") {
 		all = append(all, fmt.Sprint(r["reason"]))
 	}
 	return all

@@ -122,6 +122,9 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	return nil
 }
 
+// Cache is the store, for the admin. It is closed by Shutdown.
+func (p *Proxy) Cache() *cache.Cache { return p.cache }
+
 // Reload takes the policy file anew. A file with mistakes is refused and the old
 // policy stays.
 func (p *Proxy) Reload() error {

@@ -18,13 +18,15 @@ import (
 	"syscall"
 	"time"
 
+	"nixbastion/cache"
 	"nixbastion/policy"
 	"nixbastion/proxy"
 )
 
 // The admin asks on a unix socket, over HTTP, for which every machine has a
 // client: GET /status and GET /why, with a parameter word for each word that
-// follows, --json among them. The answer is text.
+// follows, --json among them. The answer is text. POST /cache is a command on the
+// store: see cacheRequest and frameKind.
 
 const (
 	adminSocketMode = 0o660
@@ -46,19 +48,23 @@ type askFunc func(ctx context.Context, words []string) (string, error)
 type admin struct {
 	policy *policy.Live
 	ask    askFunc
+	cache  *cache.Cache
 	log    *slog.Logger
 	server *http.Server
 	served chan error
+	// open is read-locked by commands on the store, which must not outlive it, and
+	// locked for good at the end.
+	open sync.RWMutex
 }
 
 // startAdmin answers on the socket of the policy until stop.
-func startAdmin(live *policy.Live, ask askFunc, log *slog.Logger) (*admin, error) {
+func startAdmin(live *policy.Live, ask askFunc, store *cache.Cache, log *slog.Logger) (*admin, error) {
 	path := live.Current().Admin.Socket
 	listener, err := listenAdmin(path)
 	if err != nil {
 		return nil, fmt.Errorf("listen on the admin's socket %s: %w\nhint: %s", path, err, adminHint(err))
 	}
-	a := &admin{policy: live, ask: ask, log: log, served: make(chan error, 1)}
+	a := &admin{policy: live, ask: ask, cache: store, log: log, served: make(chan error, 1)}
 	a.server = &http.Server{
 		Handler: a, ConnContext: withPeer, MaxHeaderBytes: adminHeaderBytes,
 		ReadTimeout: adminReadTimeout, WriteTimeout: adminWriteTimeout, IdleTimeout: adminReadTimeout,
@@ -77,6 +83,7 @@ func (a *admin) stop(ctx context.Context) error {
 	if err != nil {
 		err = errors.Join(err, a.server.Close())
 	}
+	a.open.Lock()
 	if end := <-a.served; !errors.Is(end, http.ErrServerClosed) {
 		err = errors.Join(err, end)
 	}
@@ -198,6 +205,10 @@ func (a *admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !a.mayAsk(who) {
 		log.Warn("admin's question refused")
 		http.Error(w, "this account may not ask here; the admin names it in the policy: admin: {users: [NAME]}", http.StatusForbidden)
+		return
+	}
+	if r.Method == http.MethodPost && r.URL.Path == "/cache" {
+		a.serveCache(w, r, who)
 		return
 	}
 	if r.Method != http.MethodGet {

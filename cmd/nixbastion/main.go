@@ -21,6 +21,7 @@ type cli struct {
 	Status  statusCmd  `cmd:"" help:"Print builders, slots and queue of the running proxy."`
 	Why     whyCmd     `cmd:"" help:"Print where the running proxy would build something, and why."`
 	Key     keyCmd     `cmd:"" help:"Make keys that sign store paths, and show their public halves."`
+	Cache   cacheCmd   `cmd:"" help:"Look at the store of the proxy, running or not, and change it."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 
