@@ -11,10 +11,13 @@
 //	push.go      inputs from the cache to the builder
 //	fetch.go     outputs from the builder to the cache
 //	buildlog.go  one writer, many followers
+//	found.go     what only builders hold: who is asked for it, and when
 //
 // What narrows a build or an upload has its own file: signatures.go says what is
 // believed of a path, buildlimits.go what a client's limits end, holders.go where
-// outputs are checked and repaired, lookaround.go which builders are there.
+// outputs are checked and repaired, lookaround.go which builders are there. Beside
+// found.go, found_fetch.go takes a path from a builder, found_misses.go remembers what
+// builders lack, and found_valid.go answers about many paths at once.
 //
 // Beside it, bastion.go carries jumps to other hosts, and talk.go answers the
 // questions of people: status, why, check, help.

@@ -17,6 +17,9 @@
 // build after the other, and ended when it is too old, holds too much on the
 // builder, or is not exactly between two operations.
 //
+// [Pool.Lists] tells what a builder's store held when it was listed last, which is
+// done in the background (inventory.go).
+//
 // A builder is hostile: it may be slow, silent, talkative or lying. Whatever it
 // does costs its own sessions and a bounded amount of memory and time, and never
 // another builder's.
