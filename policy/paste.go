@@ -38,8 +38,8 @@ func (t *description) paste(host string) {
 	if len(t.pol.Principals) == 0 {
 		return
 	}
-	t.substituters(host)
 	t.knownHosts(host, hostKey)
+	t.substituters(host)
 	t.sshConfig(host)
 }
 

@@ -112,6 +112,8 @@ func TestDemoRunsAndLeavesNothing(t *testing.T) {
 	for _, line := range []string{
 		`(?m)^ +ssh-ng://proxy aarch64-linux,x86_64-linux \S+ \d+ 1 kvm - \S+$`,
 		`(?m)^ +proxy ssh-ed25519 AAAA\S+$`,
+		`(?m)^ +extra-trusted-public-keys = demo-1:\S+=$`,
+		`bob# nix store verify --recursive --sigs-needed 1 \./result\*\n`,
 		`alice# nix store info --store ssh-ng://proxy\n +Store URL: ssh-ng://proxy\n`,
 		`alice# nix-build demo.nix -A intel\n`,
 		`hello from intel: built on x86-builder, number`,

@@ -72,8 +72,8 @@ func (s *stage) start(ctx context.Context, w *progress) (err error) {
 			System: "x86_64-linux", Features: []string{"kvm"}, MaxJobs: 2},
 		testbed.HostSpec{Name: armBuilder, Kind: testbed.Builder, Nix: testbed.Nix226,
 			System: "aarch64-linux", MaxJobs: 2},
-		testbed.HostSpec{Name: "alice", Kind: testbed.Client, Nix: testbed.Nix234, Keys: []testbed.Key{alice}},
-		testbed.HostSpec{Name: "bob", Kind: testbed.Client, Nix: testbed.Nix28, Keys: []testbed.Key{bob}},
+		testbed.HostSpec{Name: "alice", Kind: testbed.Client, Nix: testbed.Nix234, Keys: []testbed.Key{alice}, NixConf: trustNobody},
+		testbed.HostSpec{Name: "bob", Kind: testbed.Client, Nix: testbed.Nix28, Keys: []testbed.Key{bob}, NixConf: trustNobody},
 	)
 	if err != nil {
 		return err
@@ -85,6 +85,12 @@ func (s *stage) start(ctx context.Context, w *progress) (err error) {
 	}
 	return s.furnishClients(ctx)
 }
+
+// trustNobody has a client trust no key but those that the story pastes.
+var trustNobody = []string{"trusted-public-keys ="}
+
+// signingKey is the name of the key by which the proxy signs.
+const signingKey = "demo-1"
 
 // clientKey is a key that lies on its host where people have theirs.
 func clientKey(bed *testbed.Bed, owner string) testbed.Key {
@@ -104,6 +110,7 @@ func (s *stage) proxySpec(alice, bob testbed.Key) world.ProxySpec {
 			{Name: "alice", Keys: []testbed.Key{alice}, Role: "full"},
 			{Name: "bob", Keys: []testbed.Key{bob}, Role: "full"},
 		},
+		Signing: map[string]world.Signing{"default": {Keys: []string{signingKey}}},
 	}
 }
 

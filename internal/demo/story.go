@@ -54,11 +54,11 @@ func tell(ctx context.Context, p *page, s *stage) error {
 	return shareOutputs(ctx, p, s, built)
 }
 
-// paste shows the two lines that a client needs, and puts them where they
+// paste shows the three lines that a client needs, and puts them where they
 // belong exactly as they were printed.
 func paste(ctx context.Context, p *page, s *stage) error {
-	p.chapter("What a client needs: two lines")
-	p.text("The proxy prints them, among other things. On alice and bob the first now goes to /etc/nix/machines and the second to /root/.ssh/known_hosts. Clients know nothing of the builders.")
+	p.chapter("What a client needs: three lines")
+	p.text("The proxy prints them, among other things. On alice and bob the first now goes to /etc/nix/machines, the second to /root/.ssh/known_hosts, and the third, the key that signs what is built, to /etc/nix/nix.conf. Clients know nothing of the builders.")
 	res, err := typed(ctx, p, s.proxy.Host(), fmt.Sprintf("nixbastion check --host %s %s", proxyHost, world.ConfigFile), linesToPaste)
 	if err != nil {
 		return err
@@ -89,7 +89,7 @@ func greet(ctx context.Context, p *page, client *testbed.Host) error {
 }
 
 // pasteLines are what `nixbastion check` prints for clients.
-type pasteLines struct{ machines, knownHosts string }
+type pasteLines struct{ machines, knownHosts, trustedKeys string }
 
 func findPasteLines(text string) (pasteLines, error) {
 	var found pasteLines
@@ -100,10 +100,12 @@ func findPasteLines(text string) (pasteLines, error) {
 			found.machines = line
 		case strings.HasPrefix(line, proxyHost+" ssh-ed25519 "):
 			found.knownHosts = line
+		case strings.HasPrefix(line, "extra-trusted-public-keys = "+signingKey+":"):
+			found.trustedKeys = line
 		}
 	}
-	if found.machines == "" || found.knownHosts == "" {
-		return found, fmt.Errorf("nixbastion check printed no line for machines files or none for known_hosts:\n%s", text)
+	if found.machines == "" || found.knownHosts == "" || found.trustedKeys == "" {
+		return found, fmt.Errorf("nixbastion check printed no line for machines files, none for known_hosts or none for nix.conf:\n%s", text)
 	}
 	return found, nil
 }
@@ -122,7 +124,10 @@ func (l pasteLines) pasteInto(ctx context.Context, client *testbed.Host) error {
 	if err := client.WriteFile(ctx, "/etc/nix/machines", []byte(l.machines+"\n")); err != nil {
 		return err
 	}
-	return client.WriteFile(ctx, "/root/.ssh/known_hosts", []byte(l.knownHosts+"\n"))
+	if err := client.WriteFile(ctx, "/root/.ssh/known_hosts", []byte(l.knownHosts+"\n")); err != nil {
+		return err
+	}
+	return quietly(ctx, client, "echo '"+l.trustedKeys+"' >>/etc/nix/nix.conf")
 }
 
 // buildEverything has the first client build, and returns what came of it.
@@ -253,5 +258,24 @@ func shareOutputs(ctx context.Context, p *page, s *stage, built []output) error 
 	}
 	p.gap()
 	p.text("The same numbers as on alice, and neither builder has built anything meanwhile.")
+	return checkSignatures(ctx, p, s.bob)
+}
+
+// checkSignatures has a client's own Nix check who signed the outputs that it got.
+func checkSignatures(ctx context.Context, p *page, client *testbed.Host) error {
+	p.gap()
+	p.text("The proxy has hashed each output and signed it with its key, the only one that bob trusts. His Nix finds bytes and signatures in order:")
+	const command = "nix store verify --recursive --sigs-needed 1 ./result*"
+	res, err := typed(ctx, p, client, command, nixMatters)
+	if err != nil {
+		return err
+	}
+	if res.status != 0 {
+		return fmt.Errorf("%q on %s ended with status %d:\n%s", command, client.Name(), res.status, res.text)
+	}
+	// The same without the key must fail, or the check would mean nothing.
+	if err := quietly(ctx, client, "cd && ! "+command+" --option trusted-public-keys ''"); err != nil {
+		return fmt.Errorf("the outputs are good without the proxy's signature: %w", err)
+	}
 	return nil
 }

@@ -61,7 +61,32 @@ func (p *Proxy) install(ctx context.Context) (err error) {
 	if err := p.writeSecret(ctx, identityFile, key.PrivatePEM); err != nil {
 		return err
 	}
+	if err := p.makeSigningKeys(ctx, p.spec); err != nil {
+		return err
+	}
 	return p.WritePolicy(ctx, p.spec.Policy(p.bed))
+}
+
+// makeSigningKeys has the program make the keys that are not there yet.
+func (p *Proxy) makeSigningKeys(ctx context.Context, spec ProxySpec) error {
+	for _, signing := range spec.Signing {
+		for _, name := range signing.Keys {
+			file := SigningKeyFile(name)
+			if err := p.shell(ctx, fmt.Sprintf("mkdir -p %s && { test -e %[2]s || %[3]s key generate %[4]s --out %[2]s; }", path.Dir(file), file, Binary, name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// PublicKey is the public half of a signing key, as in trusted-public-keys.
+func (p *Proxy) PublicKey(ctx context.Context, name string) (string, error) {
+	res, err := p.host.Shell(ctx, Binary+" key public "+SigningKeyFile(name))
+	if err == nil && res.Status != 0 {
+		err = fmt.Errorf("public key of %s on %s: %s", name, p.host.Name(), res.Stderr)
+	}
+	return strings.TrimSpace(res.Stdout), err
 }
 
 // letIn makes builders let the proxy in. Those that do already get the key a
@@ -265,6 +290,9 @@ func (p *Proxy) Reload(ctx context.Context, spec ProxySpec) error {
 	spec.Name = p.host.Name()
 	spec = spec.withDefaults()
 	if err := p.letIn(ctx, spec.Builders); err != nil {
+		return err
+	}
+	if err := p.makeSigningKeys(ctx, spec); err != nil {
 		return err
 	}
 	if err := p.ReloadText(ctx, spec.Policy(p.bed)); err != nil {

@@ -34,6 +34,9 @@ type ProxySpec struct {
 	Principals []Principal
 	// Domains besides those that Builders and Principals name.
 	Domains []string
+	// Signing says how domains sign, by their names. The keys are made on the
+	// proxy's host when a policy first names them.
+	Signing map[string]Signing
 	// Extra are more lines of the policy file, at its top level.
 	Extra string
 	// Env is added to the proxy's environment: "GOGC=100".
@@ -44,6 +47,17 @@ type ProxySpec struct {
 	// the proxy itself needs are set by StartProxy.
 	Host testbed.HostSpec
 }
+
+// Signing is how a domain signs.
+type Signing struct {
+	// Keys are the names of its keys.
+	Keys []string
+	// Mode is "domain", "proven" or "none"; "" leaves the proxy's default.
+	Mode string
+}
+
+// SigningKeyFile is where the proxy's host has the secret key of a name.
+func SigningKeyFile(name string) string { return "/etc/nixbastion/" + name + ".secret" }
 
 // Builder is a builder as the policy has it.
 type Builder struct {
@@ -150,6 +164,7 @@ func (s ProxySpec) Policy(bed *testbed.Bed) string {
 		y.line(0, "domains:")
 		for _, name := range domains {
 			y.line(1, "- name: %s", strconv.Quote(name))
+			s.Signing[name].write(&y)
 		}
 	}
 	if len(s.Builders) > 0 {
@@ -174,9 +189,24 @@ func (s ProxySpec) domains() []string {
 	for _, p := range s.Principals {
 		names = append(names, p.Domain)
 	}
+	names = slices.AppendSeq(names, maps.Keys(s.Signing))
 	slices.Sort(names)
 	names = slices.Compact(names)
-	return slices.DeleteFunc(names, func(n string) bool { return n == defaultDomain })
+	_, signs := s.Signing[defaultDomain]
+	return slices.DeleteFunc(names, func(n string) bool { return n == defaultDomain && !signs })
+}
+
+func (s Signing) write(y *yaml) {
+	files := make([]string, len(s.Keys))
+	for i, name := range s.Keys {
+		files[i] = SigningKeyFile(name)
+	}
+	if len(files) > 0 {
+		y.line(2, "signing_keys: %s", quoteList(files))
+	}
+	if s.Mode != "" {
+		y.line(2, "sign: %s", s.Mode)
+	}
 }
 
 func (b Builder) write(y *yaml, bed *testbed.Bed) {
