@@ -28,6 +28,8 @@
 //     durable once it is published on disk. A power cut between the two loses
 //     the path, never its integrity.
 //   - The keeper is the one goroutine that changes what is published.
+//   - Our signatures are those of [Options.Sign], which is shown a [Verified] path
+//     before that becomes valid. [Cache.Resign] adds those of new keys.
 //
 // # On disk
 //
@@ -48,9 +50,10 @@
 //	room       space for the declared size is reserved, or waited for   (room.go)
 //	spool      the NAR streams into tmp/, checked on the way            (spool.go, verify.go)
 //	commit     the first bytes of a path in a domain win: the path is
-//	           verified and answered from memory                        (commit.go)
+//	           verified, signed and answered from memory                (commit.go, verified.go)
 //	keeper     up to 50 of them at a time: sync, rename NARs, rename
 //	           narinfos, sync, one index transaction: durable           (keeper.go, publish.go)
+//	resign     what is published gets the signatures of new keys         (resign.go)
 //	evict      least recently used first, referrers before what they
 //	           refer to, narinfo before NAR                             (evict.go)
 //
