@@ -27,7 +27,8 @@ test: build lint
 # The counts that a release must stand, with default time-outs.
 soak: build
 	NIXBASTION_BIN=$(CURDIR)/bin/nixbastion NIXBASTION_SOAK=1 $(GO) test -count=1 -timeout 120m -v -run '^TestSoak' ./internal/e2e
-	NIXBASTION_SOAK=1 $(GO) test -race -count=1 -timeout 30m -v -run 'Kill' ./cache
+	NIXBASTION_SOAK=1 $(GO) test -race -count=1 -timeout 60m -v -run 'Kill' ./cache
+	NIXBASTION_SOAK=1 $(GO) test -count=1 -timeout 30m -v -run 'Many' ./cache
 
 demo: build
 	NIXBASTION_BIN=$(CURDIR)/bin/nixbastion $(GO) run ./internal/demo

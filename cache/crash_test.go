@@ -33,19 +33,30 @@ const (
 // crashRounds is how often a writer is killed.
 func crashRounds() int {
 	if os.Getenv("NIXBASTION_SOAK") == "1" {
-		return 200
+		return 500
 	}
 	return 15
 }
 
+// roundsPerStore is after how many rounds a new store is begun: each round looks at
+// all that is there.
+const roundsPerStore = 50
+
 // Guards against anything half-published after kill -9: a path that is answered
 // and is not whole, one that was durable and is gone, files that nothing names,
-// temporary files that stay. Half of the rounds evict all the time.
+// temporary files that stay. Half of the rounds evict all the time; in all of them
+// an admin is at work and the scrubber runs.
 func TestKillLeavesNothingHalfPublished(t *testing.T) {
 	random := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
 	roomy, tight := newDir(t), newDir(t)
 	durable := map[string]bool{}
+	total := 0
 	for round := range crashRounds() {
+		if round > 0 && round%roundsPerStore == 0 {
+			total += len(durable)
+			roomy, tight = newDir(t), newDir(t)
+			clear(durable)
+		}
 		dir, size := roomy, int64(DefaultSize)
 		if round%2 == 1 {
 			dir, size = tight, 200*unit
@@ -61,8 +72,9 @@ func TestKillLeavesNothingHalfPublished(t *testing.T) {
 			t.Fatalf("in round %d", round)
 		}
 	}
-	t.Logf("%d durable paths", len(durable))
-	if len(durable) == 0 {
+	total += len(durable)
+	t.Logf("%d kills, %d durable paths", crashRounds(), total)
+	if total == 0 {
 		t.Error("no round got as far as a durable path")
 	}
 }
@@ -182,13 +194,14 @@ func writeFor(ctx context.Context, dir string) error {
 	if _, err := fmt.Sscan(os.Getenv(writerSize), &size); err != nil {
 		return err
 	}
-	c, err := Open(ctx, Options{Dir: dir, Size: size, Log: slog.New(slog.DiscardHandler)})
+	c, err := Open(ctx, Options{Dir: dir, Size: size, ScrubRate: 16 << 20, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
 	}
 	fmt.Println("ready")
 	var writers sync.WaitGroup
-	errs := make(chan error, 4)
+	errs := make(chan error, 5)
+	writers.Go(func() { errs <- administer(ctx, c, size < DefaultSize) })
 	for n := range 4 {
 		writers.Go(func() { errs <- writeOn(ctx, c, fmt.Sprintf("w%d-%d", os.Getpid(), n)) })
 	}
@@ -226,6 +239,59 @@ func writeOn(ctx context.Context, c *Cache, prefix string) error {
 			pins = c.NewPins(prefix)
 		}
 	}
+}
+
+// administer does what an admin may do while others write. Only where paths may go
+// does it take any away.
+func administer(ctx context.Context, c *Cache, may bool) error {
+	for {
+		var some []Entry
+		err := c.List(ctx, "", true, func(e Entry) error {
+			if e.Domain != publicDomain && rand.IntN(20) == 0 {
+				some = append(some, e)
+			}
+			return nil
+		})
+		for _, e := range some {
+			one := []nix.StorePath{e.Info.Path}
+			switch n := rand.IntN(5); {
+			case n < 2:
+				err = errors.Join(err, unlessRefused(c.PinPaths(e.Domain, one)))
+			case n == 2:
+				err = errors.Join(err, unlessRefused(c.UnpinPaths(e.Domain, one)))
+			case n == 3 && may:
+				_, removeErr := c.Remove(ctx, e.Domain, one, true)
+				err = errors.Join(err, unlessRefused(removeErr))
+			default:
+				v, verifyErr := c.Verify(ctx, e.Domain, one, func(Verification) {})
+				if len(v.Lost) > 0 {
+					return fmt.Errorf("found broken: %v", v.Lost)
+				}
+				err = errors.Join(err, unlessRefused(verifyErr))
+			}
+		}
+		for _, domain := range []string{"team", "others"} { // or nothing could be evicted in the end
+			if all := c.PinnedPaths(domain); len(all) > 10 {
+				err = errors.Join(err, unlessRefused(c.UnpinPaths(domain, all)))
+			}
+		}
+		if may {
+			_, _, collectErr := c.Collect(ctx, -1, func(int64, int64) {})
+			err = errors.Join(err, collectErr)
+		}
+		if err != nil {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// unlessRefused leaves out what happens to an admin who is not alone.
+func unlessRefused(err error) error {
+	if _, refused := errors.AsType[*nix.UserError](err); refused || errors.Is(err, nix.ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 func (o object) write(ctx context.Context, c *Cache, g Grant) error {

@@ -26,6 +26,10 @@ func TestMain(m *testing.M) {
 		writeUntilKilled(dir)
 		return
 	}
+	if dir := os.Getenv(readerDir); dir != "" {
+		readMany(dir)
+		return
+	}
 	if os.Getenv("NIXBASTION_SOAK") != "1" { // a flag given on the command line wins
 		if err := flag.Set("rapid.checks", "30"); err != nil {
 			panic(err)

@@ -51,7 +51,7 @@ func mayOpen(dir string) error {
 		if account, err := user.LookupId(name); err == nil {
 			name = account.Username
 		}
-		return fmt.Errorf("the store in %s belongs to account %s, whose proxy could not read what another account writes there\nhint: runuser -u %s -- nixbastion cache ...", dir, name, name)
+		return fmt.Errorf("the store in %s belongs to account %s, whose proxy could not read what another account writes there\nhint: runuser -u %s -- nixbastion cache COMMAND", dir, name, name)
 	}
 	return nil
 }
