@@ -8,7 +8,9 @@
 // [Cache.QueryValidPaths], [Cache.QueryPathInfo] and [Cache.OpenNar] answer;
 // [Cache.QueryReferrers], [Cache.QueryPathFromHashPart] and
 // [Cache.QueryAllValidPaths] search. [Cache.AddSignatures] adds to what is there.
-// [Pins] keep what a session was promised.
+// [Pins] keep what a session was promised, [Cache.PinPaths] what the admin wants.
+// [Cache.List], [Cache.Verify], [Cache.Collect], [Cache.Remove], [Cache.Import] and
+// [Cache.Export] are the admin's.
 //
 // # Words
 //
@@ -56,6 +58,10 @@
 //	resign     what is published gets the signatures of new keys         (resign.go)
 //	evict      least recently used first, referrers before what they
 //	           refer to, narinfo before NAR                             (evict.go)
+//	read       hashed when that is due, the end held back until it is
+//	           right                                                    (reader.go, checked.go)
+//	scrub      all NARs again and again, at a rate                      (scrub.go)
+//	broken     NAR to quarantine, all records that name it dropped      (broken.go, quarantine.go)
 //
 // # Concurrency
 //
