@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"io"
 	"io/fs"
@@ -276,6 +277,54 @@ func TestSizesForPeople(t *testing.T) {
 	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536 << 10: "1.5 MiB", 200 << 30: "200.0 GiB", 1 << 60: "1024.0 PiB"} {
 		if got := bytesText(n); got != want {
 			t.Errorf("%d: %q, want %q", n, got, want)
+		}
+	}
+}
+
+// Guards against an import that keeps what nobody proved: signatures of strangers,
+// and paths that only they signed.
+func TestImportBelievesTrustedKeysAlone(t *testing.T) {
+	key := func(name string) nix.SigningKey {
+		secret := name + ":" + base64.StdEncoding.EncodeToString(privateKey(name))
+		k, err := nix.ParseSigningKey(secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	trusted, strange := key("trusted-1"), key("strange-1")
+	info := &nix.PathInfo{Path: storetest.Path("p"), NarHash: nix.HashBytes(nix.SHA256, nil), NarSize: 100}
+	signed := func(keys ...nix.SigningKey) *nix.PathInfo {
+		c := info.Clone()
+		for _, k := range keys {
+			c.Sigs = append(c.Sigs, k.Sign(info.Fingerprint()))
+		}
+		return c
+	}
+	forged := signed(trusted)
+	forged.NarSize++
+	for _, c := range []struct {
+		name  string
+		info  *nix.PathInfo
+		vouch bool
+		want  cache.Provenance
+		sigs  int
+		taken bool
+	}{
+		{"trusted", signed(trusted, strange), false, cache.Signed, 1, true},
+		{"strange", signed(strange), false, 0, 0, false},
+		{"strange, vouched for", signed(strange), true, cache.DomainVouched, 0, true},
+		{"forged", forged, false, 0, 0, false},
+		{"unsigned", signed(), false, 0, 0, false},
+	} {
+		q := &cacheRequest{Domain: "default", Vouch: c.vouch}
+		proven, grant, err := q.judge([]nix.PublicKey{trusted.Public()})(c.info)
+		if (err == nil) != c.taken {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		if c.taken && (grant.Provenance != c.want || len(proven.Sigs) != c.sigs || grant.Public || grant.Domain != "default") {
+			t.Errorf("%s: %+v with %d signatures", c.name, grant, len(proven.Sigs))
 		}
 	}
 }
