@@ -213,7 +213,25 @@ func (b *builds) requestOf(o *order) route.Request {
 	for i, in := range o.inputs {
 		req.Inputs[i] = route.Input{ID: b.router.Intern(in.Path.String()), Size: int64(in.NarSize)}
 	}
+	b.noteListed(o, req.Inputs)
 	return req
+}
+
+// noteListed tells the router which inputs of an order builders hold by the lists of
+// their stores.
+func (b *builds) noteListed(o *order, inputs []route.Input) {
+	for _, builder := range b.policy.Current().Builders {
+		if !slices.Contains(builder.Domains, o.principal.Domain) {
+			continue
+		}
+		var listed []route.PathID
+		for i, in := range o.inputs {
+			if b.pool.Lists(builder.Name, in.Path) {
+				listed = append(listed, inputs[i].ID)
+			}
+		}
+		b.router.NoteHeld(builder.Name, listed...)
+	}
 }
 
 // exclusions names each builder once: one that failed may lack the outputs, too.

@@ -449,3 +449,20 @@ func TestErrorsOfBuildersAreMisses(t *testing.T) {
 	l.proxy.found.misses.forget()
 	l.client("reader").wantAbsentInfo(t, file.info.Path)
 }
+
+// Guards against inputs that are sent to one builder when another has them.
+func TestBuildsGoWhereTheirInputsAreListed(t *testing.T) {
+	b1, b2 := newLabBuilder("b1"), newLabBuilder("b2")
+	l := newLab(t, b1, b2)
+	input := newLabFile(labPath("input"), "text")
+	l.listed(map[*labBuilder][]labFile{b1: nil, b2: {input}})
+	alice := l.client("alice")
+	if err := alice.upload(t.Context(), input); err != nil {
+		t.Fatal(err)
+	}
+	result, err := alice.build(t.Context(), nix.Discard, "out", input.info.Path)
+	mustSucceed(t, result, err)
+	if got := b2.built(); !slices.Equal(got, []string{"out"}) {
+		t.Errorf("b2 built %q, b1 %q", got, b1.built())
+	}
+}
