@@ -177,6 +177,21 @@ func TestSignatureThatIsAddedLaterMakesAPathPublic(t *testing.T) {
 	}
 }
 
+// Guards against an output that is announced, and followed by readers, although its
+// path shows already that it cannot be what it says.
+func TestPathsThatTheirAddressDoesNotMakeAreNotAnnounced(t *testing.T) {
+	c := openCache(t, Options{Dir: newDir(t)})
+	o := obj("out", "content")
+	o.info.CA = nix.ContentAddress{Method: nix.NAR, Hash: o.info.NarHash}
+	_, err := c.Announce(o.info, in("one"))
+	refusedWith(t, err, "claims to be content-addressed but isn't")
+	o.info.CA.Method = nix.Flat
+	o.info.References = []nix.StorePath{pathNamed("lib")}
+	_, err = c.Announce(o.info, in("one"))
+	refusedWith(t, err, "references, which its content address")
+	absent(t, c, "one", o.info.Path)
+}
+
 // Guards against a provenance that is that of other bytes.
 func TestInfoAndProvenanceAreOfTheSameBytes(t *testing.T) {
 	c := openCache(t, Options{Dir: newDir(t)})

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -78,11 +79,27 @@ func (c *Cache) admit(info *nix.PathInfo, g Grant) (*record, error) {
 	case len(info.Sigs) > maxSigs:
 		return nil, nix.Refuse("path '%s' has %d signatures, more than %d", info.Path, len(info.Sigs), maxSigs)
 	}
+	if err := checkAddress(info); err != nil {
+		return nil, err
+	}
 	own := info.Clone()
 	own.References = nix.SortPaths(own.References)
 	own.Ultimate = false
 	own.RegistrationTime = c.now().Unix()
 	return &record{info: own, provenance: g.Provenance}, nil
+}
+
+// checkAddress refuses a path that does not follow from its content address,
+// before anybody waits for the content.
+func checkAddress(info *nix.PathInfo) error {
+	if info.CA.IsZero() {
+		return nil
+	}
+	err := info.CheckContentAddress()
+	if _, told := errors.AsType[*nix.UserError](err); err != nil && !told {
+		err = nix.Refuse("path '%s': %v", info.Path, err)
+	}
+	return err
 }
 
 // arrived is the record of a path whose content was verified: a content address

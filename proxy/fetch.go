@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"nixbastion/cache"
@@ -77,6 +78,9 @@ func (t *tries) outputInfos(ctx context.Context, sess *upstream.Session, outputs
 	infos := make([]*nix.PathInfo, len(outputs))
 	for i, out := range outputs {
 		info, err := sess.QueryPathInfo(ctx, out.Path)
+		if errors.Is(err, nix.ErrNotFound) {
+			return nil, nix.Refuse("says it built output %q, and does not have %s", out.Name, out.Path)
+		}
 		if err != nil {
 			return nil, err
 		}
