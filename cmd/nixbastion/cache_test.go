@@ -292,7 +292,11 @@ func TestImportBelievesTrustedKeysAlone(t *testing.T) {
 		}
 		return k
 	}
-	trusted, strange := key("trusted-1"), key("strange-1")
+	trusted, public, strange := key("trusted-1"), key("public-1"), key("strange-1")
+	pol := &policy.Policy{
+		Domains:           []policy.Domain{{Name: "default"}},
+		TrustedPublicKeys: []policy.TrustedKey{{PublicKey: trusted.Public()}, {PublicKey: public.Public(), Public: true}},
+	}
 	info := &nix.PathInfo{Path: storetest.Path("p"), NarHash: nix.HashBytes(nix.SHA256, nil), NarSize: 100}
 	signed := func(keys ...nix.SigningKey) *nix.PathInfo {
 		c := info.Clone()
@@ -304,26 +308,28 @@ func TestImportBelievesTrustedKeysAlone(t *testing.T) {
 	forged := signed(trusted)
 	forged.NarSize++
 	for _, c := range []struct {
-		name  string
-		info  *nix.PathInfo
-		vouch bool
-		want  cache.Provenance
-		sigs  int
-		taken bool
+		name   string
+		info   *nix.PathInfo
+		vouch  bool
+		want   cache.Provenance
+		public bool
+		sigs   int
+		taken  bool
 	}{
-		{"trusted", signed(trusted, strange), false, cache.Signed, 1, true},
-		{"strange", signed(strange), false, 0, 0, false},
-		{"strange, vouched for", signed(strange), true, cache.DomainVouched, 0, true},
-		{"forged", forged, false, 0, 0, false},
-		{"unsigned", signed(), false, 0, 0, false},
+		{"trusted", signed(trusted, strange), false, cache.Signed, false, 1, true},
+		{"public", signed(public, strange), false, cache.Signed, true, 1, true},
+		{"strange", signed(strange), false, 0, false, 0, false},
+		{"strange, vouched for", signed(strange), true, cache.DomainVouched, false, 0, true},
+		{"forged", forged, false, 0, false, 0, false},
+		{"unsigned", signed(), false, 0, false, 0, false},
 	} {
 		q := &cacheRequest{Domain: "default", Vouch: c.vouch}
-		proven, grant, err := q.judge([]nix.PublicKey{trusted.Public()})(c.info)
+		proven, grant, err := q.judge(pol)(c.info)
 		if (err == nil) != c.taken {
 			t.Errorf("%s: %v", c.name, err)
 			continue
 		}
-		if c.taken && (grant.Provenance != c.want || len(proven.Sigs) != c.sigs || grant.Public || grant.Domain != "default") {
+		if c.taken && (grant.Provenance != c.want || len(proven.Sigs) != c.sigs || grant.Public != c.public || grant.Domain != "default") {
 			t.Errorf("%s: %+v with %d signatures", c.name, grant, len(proven.Sigs))
 		}
 	}
