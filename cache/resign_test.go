@@ -194,6 +194,11 @@ func TestAPassWaitsForThoseWhoSignedBeforeIt(t *testing.T) {
 	go func() { passed <- c.Resign(t.Context(), "team", nil) }()
 	late := obj("late", "which comes meanwhile")
 	late.receive(t, c, Grant{Domain: "team", Provenance: DomainVouched})
+	select {
+	case err := <-passed:
+		t.Fatalf("the pass ended (%v) before a path with signatures of the old key was there", err)
+	case <-time.After(200 * time.Millisecond):
+	}
 	close(goOn)
 	if err := errors.Join(<-received, <-passed); err != nil {
 		t.Fatal(err)
