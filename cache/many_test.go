@@ -34,10 +34,19 @@ func manyPath(i int) nix.StorePath {
 	return mustPath(fmt.Sprintf("%032d-package-with-a-usual-name-1.2.3", i))
 }
 
+// manyHash is in the order of the paths, so that the index is made in minutes.
+func manyHash(i int) nix.Hash {
+	h, err := nix.NewHash(nix.SHA256, fmt.Appendf(nil, "%032d", i))
+	if err != nil {
+		panic(err)
+	}
+	return h
+}
+
 // manyRow is a path with 4 references, where there are as many before it.
 func manyRow(i int) *row {
 	info := &nix.PathInfo{
-		Path: manyPath(i), NarHash: nix.HashBytes(nix.SHA256, fmt.Append(nil, i)), NarSize: 100_000,
+		Path: manyPath(i), NarHash: manyHash(i), NarSize: 100_000,
 		Deriver: mustPath(fmt.Sprintf("%032d-package-with-a-usual-name-1.2.3.drv", i)), RegistrationTime: 1_700_000_000,
 	}
 	for _, back := range []int{1, 10, 100, 1000} {
@@ -54,10 +63,10 @@ func fillIndex(t *testing.T, dir string, n int) {
 	t.Helper()
 	c := openCache(t, Options{Dir: dir})
 	scanned(t, c)
-	for from := 0; from < n; from += 20_000 {
+	for from := 0; from < n; from += 50_000 {
 		err := c.onKeeper(func(k *keeper) error {
 			done, err := c.index.update(func(tx *indexTx) error {
-				for i := from; i < min(from+20_000, n); i++ {
+				for i := from; i < min(from+50_000, n); i++ {
 					if err := tx.put(keyOf("team", manyPath(i)), manyRow(i)); err != nil {
 						return err
 					}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -97,9 +98,11 @@ func TestFirstReadAfterAStartIsChecked(t *testing.T) {
 // Guards against a check that costs every reader, and one that is never made
 // again: of a file that was written to, or after a week.
 func TestReadNARsAreCheckedAgainInTime(t *testing.T) {
-	now := time.Unix(1_700_000_000, 0)
+	var clock atomic.Int64 // the keeper looks at it too
+	clock.Store(1_700_000_000_000_000_000)
+	now := func() time.Time { return time.Unix(0, clock.Load()) }
 	dir := newDir(t)
-	c := openCache(t, Options{Dir: dir, Now: func() time.Time { return now }})
+	c := openCache(t, Options{Dir: dir, Now: now})
 	o := obj("out", "content")
 	o.receive(t, c, in("team"))
 	flushed(t, c)
@@ -120,17 +123,17 @@ func TestReadNARsAreCheckedAgainInTime(t *testing.T) {
 		if due() {
 			t.Error("checked twice")
 		}
-		now = now.Add(recheckAfter/2 - time.Second)
+		clock.Add(int64(recheckAfter/2 - time.Second))
 		if due() {
 			t.Error("checked again too early")
 		}
-		now = now.Add(recheckAfter/2 + time.Second)
+		clock.Add(int64(recheckAfter/2 + time.Second))
 		if !due() {
 			t.Error("not checked again in time")
 		}
 	}
 	o.holds(t, c, "team")
-	if err := os.Chtimes(narFile(dir, o), now, now); err != nil {
+	if err := os.Chtimes(narFile(dir, o), now(), now()); err != nil {
 		t.Fatal(err)
 	}
 	if !due() {

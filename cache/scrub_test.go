@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -131,12 +132,15 @@ func FuzzScrubNote(f *testing.F) {
 // is new and keeps what is old.
 func TestQuarantineIsBounded(t *testing.T) {
 	dir := newDir(t)
-	now := time.Now()
-	c := openCache(t, Options{Dir: dir, Size: 200 * quarantineShare * blockSize / 10, Now: func() time.Time { return now }})
+	var clock atomic.Int64 // the keeper looks at it too
+	clock.Store(time.Now().UnixNano())
+	now := func() time.Time { return time.Unix(0, clock.Load()) }
+	pass := func(d time.Duration) { clock.Add(int64(d)) }
+	c := openCache(t, Options{Dir: dir, Size: 200 * quarantineShare * blockSize / 10, Now: now})
 	all := filler(t, c, "p", 30) // of 20 blocks, each a block in quarantine
 	inQuarantine := func() int { return len(filesIn(t, filepath.Join(dir, quarantineDir), "")) }
 	for _, o := range all[:25] {
-		now = now.Add(time.Minute)
+		pass(time.Minute)
 		rot(t, dir, o, 100)
 		if _, err := readNar(t.Context(), c, "team", o.info.Path); err == nil {
 			t.Fatal("damage is not seen")
@@ -154,14 +158,14 @@ func TestQuarantineIsBounded(t *testing.T) {
 	if s := c.Stats(); s.Quarantined != 20 || s.QuarantinedBytes != 20*blockSize {
 		t.Errorf("stats: %+v", s)
 	}
-	now = now.Add(quarantineAge - 10*time.Minute + time.Second)
+	pass(quarantineAge - 10*time.Minute + time.Second)
 	c.keeper.do(c.keeper.tidyQuarantine)
 	if n := inQuarantine(); n != 10 {
 		t.Errorf("%d files after a month, want 10", n)
 	}
-	now = now.Add(quarantineAge)
+	pass(quarantineAge)
 	closeCache(t, c)
-	c = openCache(t, Options{Dir: dir, Now: func() time.Time { return now }})
+	c = openCache(t, Options{Dir: dir, Now: now})
 	c.keeper.do(func() {})
 	if n := inQuarantine(); n != 0 {
 		t.Errorf("%d files stay at the next start", n)
