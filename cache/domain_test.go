@@ -152,7 +152,7 @@ func TestSignatureThatIsAddedLaterMakesAPathPublic(t *testing.T) {
 	out.receive(t, c, in("one"))
 	sign := func(o object, g Grant) {
 		t.Helper()
-		if err := c.AddSignatures(t.Context(), o.info.Path, sigsBy("public"), g); err != nil {
+		if err := c.AddSignatures(t.Context(), o.info, sigsBy("public"), g); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -165,7 +165,7 @@ func TestSignatureThatIsAddedLaterMakesAPathPublic(t *testing.T) {
 	sign(out, everybody)
 	out.holds(t, c, "two")
 	wantSigs(t, c, "two", out, "public")
-	if err := c.AddSignatures(t.Context(), lib.info.Path, sigsBy("other"), Grant{Domain: "two", Provenance: Signed}); err != nil {
+	if err := c.AddSignatures(t.Context(), lib.info, sigsBy("other"), Grant{Domain: "two", Provenance: Signed}); err != nil {
 		t.Fatal(err)
 	}
 	wantSigs(t, c, "two", lib, "other", "public")

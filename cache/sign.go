@@ -9,12 +9,13 @@ import (
 
 // AddSignatures adds signatures to a path that is valid in the domain of the
 // grant, and raises who vouches for it to that of the grant if that is better.
-// The caller has verified them. A grant for everybody counts as in [Cache.Receive].
-// It returns when that is durable, so it waits for a path that is still arriving. A
-// path that is not valid is nix.ErrNotFound.
-func (c *Cache) AddSignatures(ctx context.Context, p nix.StorePath, sigs []nix.Signature, g Grant) error {
+// The caller has verified them against info. A grant for everybody counts as in
+// [Cache.Receive]. It returns when that is durable, so it waits for a path that is
+// still arriving. A path that is not valid, or not as info says any more, is
+// nix.ErrNotFound.
+func (c *Cache) AddSignatures(ctx context.Context, info *nix.PathInfo, sigs []nix.Signature, g Grant) error {
 	for {
-		pub, err := c.tryAddSignatures(p, sigs, g)
+		pub, err := c.tryAddSignatures(info, sigs, g)
 		if err != nil || pub == nil {
 			return err
 		}
@@ -26,11 +27,12 @@ func (c *Cache) AddSignatures(ctx context.Context, p nix.StorePath, sigs []nix.S
 
 // tryAddSignatures returns the publication that has to come to its end first, if
 // there is one.
-func (c *Cache) tryAddSignatures(p nix.StorePath, sigs []nix.Signature, g Grant) (*publication, error) {
+func (c *Cache) tryAddSignatures(info *nix.PathInfo, sigs []nix.Signature, g Grant) (*publication, error) {
+	p := info.Path
 	release := c.claimPath(p)
 	defer release()
 	k, rec := c.locate(g.Domain, p)
-	if rec == nil {
+	if rec == nil || rec.info.Fingerprint() != info.Fingerprint() {
 		return nil, fmt.Errorf("%s: %w", p, nix.ErrNotFound)
 	}
 	if pub := c.pendingAs(k, rec); pub != nil {

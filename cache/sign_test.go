@@ -49,7 +49,7 @@ func TestAddedSignaturesStay(t *testing.T) {
 		o.receive(t, c, in(domain)) // not durable yet
 	}
 	for _, name := range []string{"a", "b", "a"} {
-		if err := c.AddSignatures(t.Context(), o.info.Path, sigsBy(name), Grant{Domain: "one", Provenance: Signed}); err != nil {
+		if err := c.AddSignatures(t.Context(), o.info, sigsBy(name), Grant{Domain: "one", Provenance: Signed}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -74,7 +74,7 @@ func TestAddedSignaturesStay(t *testing.T) {
 	}
 	c = openCache(t, Options{Dir: dir})
 	check()
-	err := c.AddSignatures(t.Context(), pathNamed("absent"), sigsBy("a"), in("one"))
+	err := c.AddSignatures(t.Context(), obj("absent", "x").info, sigsBy("a"), in("one"))
 	if !errors.Is(err, nix.ErrNotFound) {
 		t.Errorf("a path that is not valid: %v", err)
 	}
@@ -88,11 +88,11 @@ func TestSignaturesOfAnArrivingPathWaitForIt(t *testing.T) {
 		a := announced(t, c, o, in("team"))
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if err := c.AddSignatures(ctx, o.info.Path, sigsBy("a"), in("team")); !errors.Is(err, context.Canceled) {
+		if err := c.AddSignatures(ctx, o.info, sigsBy("a"), in("team")); !errors.Is(err, context.Canceled) {
 			t.Errorf("%s: did not wait: %v", o.info.Path.Name(), err)
 		}
 		done := make(chan error)
-		go func() { done <- c.AddSignatures(t.Context(), o.info.Path, sigsBy("a"), in("team")) }()
+		go func() { done <- c.AddSignatures(t.Context(), o.info, sigsBy("a"), in("team")) }()
 		var want error
 		if o.info == lost.info {
 			a.Abort(nil)
@@ -105,4 +105,35 @@ func TestSignaturesOfAnArrivingPathWaitForIt(t *testing.T) {
 		}
 	}
 	wantSigs(t, c, "team", good, "a")
+}
+
+// Guards against a signature of bytes that were announced and never came, which counts
+// for others that were uploaded under their path: a builder that lies could so have
+// anything believed, by everybody.
+func TestSignaturesCountForTheBytesThatTheyCover(t *testing.T) {
+	c := openCache(t, Options{Dir: newDir(t)})
+	honest, evil := obj("out", "honest"), obj("out", "evil")
+	a := announced(t, c, honest, in("one"))
+	info, err := c.QueryPathInfo("one", honest.info.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		done <- c.AddSignatures(t.Context(), info, sigsBy("trusted"), Grant{Domain: "one", Public: true, Provenance: Signed})
+	}()
+	a.Abort(nil)
+	evil.receive(t, c, in("one"))
+	if err := <-done; !errors.Is(err, nix.ErrNotFound) {
+		t.Errorf("got %v", err)
+	}
+	for _, sigs := range [][]nix.Signature{sigsBy("trusted"), nil} {
+		err := c.AddSignatures(t.Context(), honest.info, sigs, Grant{Domain: "one", Public: true, Provenance: Signed})
+		if !errors.Is(err, nix.ErrNotFound) {
+			t.Errorf("got %v", err)
+		}
+	}
+	wantSigs(t, c, "one", evil)
+	wantProvenance(t, c, "one", evil.info.Path, Claimed)
+	absent(t, c, "two", evil.info.Path)
 }

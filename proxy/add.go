@@ -42,7 +42,7 @@ func (s *session) AddToStore(ctx context.Context, _ nix.Logger, req nix.AddToSto
 // addNAR takes an archive that is addressed as a whole.
 func (s *session) addNAR(ctx context.Context, req nix.AddToStoreRequest, archive io.Reader) (*nix.PathInfo, error) {
 	if req.Method.Algo == nix.SHA256 { // the cache makes that hash anyway
-		return s.cache.ReceiveUnnamed(ctx, archive, s.grant(new(nix.PathInfo)), func(narHash nix.Hash, _ uint64) (*nix.PathInfo, error) {
+		return s.cache.ReceiveUnnamed(ctx, archive, s.grant(s.policy(), nil), func(narHash nix.Hash, _ uint64) (*nix.PathInfo, error) {
 			return named(req, narHash)
 		})
 	}
@@ -91,7 +91,7 @@ func (s *session) wrapFile(ctx context.Context, req nix.AddToStoreRequest, size 
 
 // receiveHashed stores an archive whose address digest has once it was read.
 func (s *session) receiveHashed(ctx context.Context, req nix.AddToStoreRequest, archive io.Reader, digest hash.Hash) (*nix.PathInfo, error) {
-	return s.cache.ReceiveUnnamed(ctx, archive, s.grant(new(nix.PathInfo)), func(nix.Hash, uint64) (*nix.PathInfo, error) {
+	return s.cache.ReceiveUnnamed(ctx, archive, s.grant(s.policy(), nil), func(nix.Hash, uint64) (*nix.PathInfo, error) {
 		return named(req, nix.SumHash(req.Method.Algo, digest))
 	})
 }

@@ -10,26 +10,20 @@ import (
 
 // Who vouches for a path and who may see it, by the policy of now.
 
-// grantOf says how a path enters the cache for a domain, given who vouches for it
-// if no signature does: one of a trusted key counts more, that of a public key opens
-// the path to everybody, and so does a domain that shares.
-func grantOf(pol *policy.Policy, domain string, info *nix.PathInfo, vouched cache.Provenance) cache.Grant {
+// grantOf says how a path enters the cache for a domain, given those of its
+// signatures that verifiedBy returned and who vouches for it without them. One of a
+// trusted key counts more, that of a public key opens the path to everybody, and so
+// does a domain that shares.
+func grantOf(pol *policy.Policy, domain string, verified []nix.Signature, vouched cache.Provenance) cache.Grant {
 	grant := cache.Grant{Domain: domain, Provenance: vouched, Public: shares(pol, domain)}
-	if len(info.Sigs) == 0 {
-		return grant
+	if len(verified) > 0 {
+		grant.Provenance = max(vouched, cache.Signed)
 	}
-	fingerprint := info.Fingerprint()
 	for _, key := range pol.TrustedPublicKeys {
-		if signedBy(key, fingerprint, info.Sigs) {
-			grant.Provenance = max(grant.Provenance, cache.Signed)
-			grant.Public = grant.Public || key.Public
-		}
+		signed := slices.ContainsFunc(verified, func(sig nix.Signature) bool { return sig.Name() == key.Name() })
+		grant.Public = grant.Public || signed && key.Public
 	}
 	return grant
-}
-
-func signedBy(key policy.TrustedKey, fingerprint string, sigs []nix.Signature) bool {
-	return slices.ContainsFunc(sigs, func(sig nix.Signature) bool { return key.Verify(fingerprint, sig) })
 }
 
 // shares reports whether every domain may see what this one vouches for. The cache

@@ -144,7 +144,8 @@ func (t *tries) grant(info *nix.PathInfo, ownReferences bool) cache.Grant {
 	if t.proven && ownReferences {
 		vouched = cache.Built
 	}
-	return grantOf(t.policy.Current(), t.order.principal.Domain, info, vouched)
+	pol := t.policy.Current()
+	return grantOf(pol, t.order.principal.Domain, verifiedBy(pol.TrustedPublicKeys, info, info.Sigs), vouched)
 }
 
 // ownReferences reports whether an output refers only to what its build had, and

@@ -59,16 +59,18 @@ func (s *session) close() {
 
 func (s *session) domain() string { return s.principal.Domain }
 
-// grant says under whose name an upload of this client enters the cache, given
-// what may be believed of it. What a member of a domain sends without proof stays a
-// claim, unless the domain vouches for what this one sends.
-func (s *session) grant(info *nix.PathInfo) cache.Grant {
+// grant says under whose name an upload of this client enters the cache, given its
+// signatures that may be believed. What a member of a domain sends without proof stays
+// a claim, unless the domain vouches for what this one sends.
+func (s *session) grant(pol *policy.Policy, verified []nix.Signature) cache.Grant {
 	vouched := cache.Claimed
 	if s.principal.Publish {
 		vouched = cache.DomainVouched
 	}
-	return grantOf(s.builds.policy.Current(), s.domain(), info, vouched)
+	return grantOf(pol, s.domain(), verified, vouched)
 }
+
+func (s *session) policy() *policy.Policy { return s.builds.policy.Current() }
 
 // mayWrite refuses what only a full key may do.
 func (s *session) mayWrite(what string) error {

@@ -27,10 +27,6 @@ func verifiedBy(keys []policy.TrustedKey, info *nix.PathInfo, sigs []nix.Signatu
 	})
 }
 
-func (s *session) trustedKeys() []policy.TrustedKey {
-	return s.builds.policy.Current().TrustedPublicKeys
-}
-
 // proven returns what may be believed of a path that a client claims, given that
 // the cache takes it only with the bytes that it claims, and under which name it
 // enters the cache. A path that nothing proves is refused unless the client asked
@@ -38,13 +34,14 @@ func (s *session) trustedKeys() []policy.TrustedKey {
 func (s *session) proven(claimed *nix.PathInfo, opts nix.AddOptions) (*nix.PathInfo, cache.Grant, error) {
 	info := claimed.Clone()
 	info.Ultimate = false // a peer's word for its own trust
-	info.Sigs = verifiedBy(s.trustedKeys(), claimed, claimed.Sigs)
+	pol := s.policy()
+	info.Sigs = verifiedBy(pol.TrustedPublicKeys, claimed, claimed.Sigs)
 	if len(info.Sigs) == 0 && info.CA.IsZero() && !opts.DontCheckSigs { // the cache verifies content addresses
 		return nil, cache.Grant{}, nix.Refuse("cannot add path '%s' because it lacks a signature by a trusted key; "+
 			"say --no-check-sigs, sign it with one of the keys that the proxy trusts (%s), "+
-			"or have the proxy's admin add the key to trusted_public_keys in its policy", info.Path, keyNames(s.trustedKeys()))
+			"or have the proxy's admin add the key to trusted_public_keys in its policy", info.Path, keyNames(pol.TrustedPublicKeys))
 	}
-	return info, s.grant(info), nil
+	return info, s.grant(pol, info.Sigs), nil
 }
 
 // keyNames lists keys for people.
@@ -73,13 +70,12 @@ func (s *session) AddSignatures(ctx context.Context, path nix.StorePath, texts [
 	if err != nil {
 		return err
 	}
-	trusted := verifiedBy(s.trustedKeys(), info, sigs)
+	pol := s.policy()
+	trusted := verifiedBy(pol.TrustedPublicKeys, info, sigs)
 	if len(trusted) == 0 {
 		return s.untrustedSigs(path, sigs)
 	}
-	signed := info.Clone()
-	signed.Sigs = trusted
-	if err := s.cache.AddSignatures(ctx, path, trusted, s.grant(signed)); err != nil {
+	if err := s.cache.AddSignatures(ctx, info, trusted, s.grant(pol, trusted)); err != nil {
 		return fmt.Errorf("sign %s: %w", path, err)
 	}
 	return nil
@@ -104,5 +100,5 @@ func (s *session) untrustedSigs(path nix.StorePath, sigs []nix.Signature) error 
 	}
 	return nix.Refuse("path '%s' gets no signature by %s: the proxy keeps only those that it can verify; "+
 		"its admin adds the public key to trusted_public_keys in its policy (now: %s)",
-		path, strings.Join(names, ", "), keyNames(s.trustedKeys()))
+		path, strings.Join(names, ", "), keyNames(s.policy().TrustedPublicKeys))
 }
