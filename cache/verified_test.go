@@ -145,7 +145,7 @@ func TestAPathIsSignedWhenItIsWorthIt(t *testing.T) {
 		}
 		flushed(t, c)
 		built.receive(t, c, Grant{Domain: "team", Provenance: DomainVouched})
-		if err := c.AddSignatures(t.Context(), signed.info.Path, sigsBy("friend"), Grant{Domain: "team", Provenance: Signed}); err != nil {
+		if err := c.AddSignatures(t.Context(), signed.info, sigsBy("friend"), Grant{Domain: "team", Provenance: Signed}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -76,7 +76,10 @@ func (f *finder) transfer(ctx context.Context, dog *builderDog, key foundKey, bu
 		return err
 	}
 	defer nar.Close()
-	_, err = f.cache.ReceiveFound(ctx, info, watchedReader{nar, dog}, grantOf(f.policy.Current(), key.domain, info, cache.DomainVouched))
+	pol := f.policy.Current()
+	info = withoutForgeries(pol.TrustedPublicKeys, info)
+	grant := grantOf(pol, key.domain, verifiedBy(pol.TrustedPublicKeys, info, info.Sigs), cache.DomainVouched)
+	_, err = f.cache.ReceiveFound(ctx, info, watchedReader{nar, dog}, grant)
 	if err != nil {
 		return fmt.Errorf("fetch: %w", err)
 	}

@@ -64,6 +64,13 @@ func (m *misses) note(key foundKey, builder string, err error) {
 	}
 }
 
+// rest remembers that a builder did not answer.
+func (m *misses) rest(builder string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.rests[builder] = time.Now().Add(restAge)
+}
+
 // unresponsive reports whether an error is about the builder and not about one path.
 func unresponsive(err error) bool {
 	return !errors.Is(err, nix.ErrNotFound) && (upstream.Broken(err) || errors.Is(err, errSlow) || errors.Is(err, context.DeadlineExceeded))

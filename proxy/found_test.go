@@ -395,6 +395,11 @@ func TestKeepersAreFew(t *testing.T) {
 	if _, err := ks.take("b1", 1); !errors.Is(err, errKeepersFull) {
 		t.Errorf("a third session: %v", err)
 	}
+	late := l.client("reader")
+	if valid, err := late.QueryValidPaths(t.Context(), []nix.StorePath{file.info.Path}, false); len(valid) > 0 || err != nil {
+		t.Errorf("valid though nobody keeps it: %v, %v", valid, err)
+	}
+	late.wantRead(t, file.info.Path, "text") // it is there all the same
 	ks.give(more)
 	for _, c := range clients {
 		c.hangUp()

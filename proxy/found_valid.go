@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,6 +20,9 @@ const (
 	// maxListedAsked bounds the listed paths of one question; others count as
 	// absent. So many answers come within askTimeout.
 	maxListedAsked = 5000
+	// maxRounds is how many builders are asked, one after the other, for a path that
+	// several list.
+	maxRounds = 3
 	// maxKept is how many paths one session at a builder keeps there.
 	maxKept = 2 * maxListedAsked
 	// maxKeepers is how many such sessions a builder has: one that takes more paths
@@ -151,12 +155,14 @@ func (k *keeper) question(ctx context.Context, ks *keepers, paths []nix.StorePat
 // listed returns which of paths, which the cache lacks, builders of a domain hold
 // and keep for the holder of promises.
 func (f *finder) listed(ctx context.Context, promises *promises, domain string, paths []nix.StorePath) []nix.StorePath {
-	ctx, cancel := context.WithTimeoutCause(ctx, askTimeout, errSlow)
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
+	paths = slices.DeleteFunc(paths, func(path nix.StorePath) bool { return len(f.holders(foundKey{domain, path})) == 0 })
+	paths = paths[:min(len(paths), maxListedAsked)]
 	var valid []nix.StorePath
-	for ctx.Err() == nil { // who lacks one is not asked for it again
+	for range maxRounds { // who said that it lacks a path is not asked again
 		questions := f.questions(domain, without(paths, valid))
-		if len(questions) == 0 {
+		if len(questions) == 0 || ctx.Err() != nil {
 			break
 		}
 		valid = append(valid, f.askAll(ctx, promises, domain, questions)...)
@@ -167,16 +173,10 @@ func (f *finder) listed(ctx context.Context, promises *promises, domain string, 
 // questions are the paths to ask of each builder: each path of one that lists it.
 func (f *finder) questions(domain string, paths []nix.StorePath) map[string][]nix.StorePath {
 	questions := map[string][]nix.StorePath{}
-	n := 0
 	for _, path := range paths {
-		holders := f.holders(foundKey{domain, path})
-		if len(holders) == 0 {
-			continue
+		if holders := f.holders(foundKey{domain, path}); len(holders) > 0 {
+			questions[holders[0]] = append(questions[holders[0]], path)
 		}
-		if n++; n > maxListedAsked {
-			break
-		}
-		questions[holders[0]] = append(questions[holders[0]], path)
 	}
 	return questions
 }
@@ -207,35 +207,33 @@ func (f *finder) askAll(ctx context.Context, promises *promises, domain string, 
 	return valid
 }
 
-// askOne asks one builder. What it lacks, or does not say in time, is remembered. A
-// client that leaves does not end the question: that would end the session on which
-// others rely.
+// askOne asks one builder, and remembers what it lacks, or that it says nothing in
+// time. A client that leaves does not end the question: that would end the session
+// on which others rely.
 func (f *finder) askOne(promises *promises, domain, builder string, paths []nix.StorePath) []nix.StorePath {
-	ctx, cancel := context.WithTimeoutCause(f.ctx, askTimeout, errSlow)
+	ctx, cancel := context.WithTimeout(f.ctx, askTimeout)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { // at once: the session may take longer to end
-		for _, path := range paths {
-			f.misses.note(foundKey{domain, path}, builder, errSlow)
-		}
-	})
+	stop := context.AfterFunc(ctx, func() { f.misses.rest(builder) }) // at once: the session may take longer to end
 	defer stop()
 	k, err := f.keepers.take(builder, len(paths))
-	var held []nix.StorePath
-	if err == nil {
-		held, err = k.question(ctx, f.keepers, paths)
-		if len(held) == 0 || !promises.add(k) {
-			f.keepers.give(k)
-		}
+	if err != nil {
+		f.log.Info("paths of a builder are not kept for a client", "builder", builder, "error", err)
+		return nil
+	}
+	held, err := k.question(ctx, f.keepers, paths)
+	if len(held) == 0 || !promises.add(k) {
+		f.keepers.give(k)
 	}
 	if err != nil {
 		f.log.Warn("builder does not say what it holds", "builder", builder, "error", err)
-	} else {
-		err = nix.ErrNotFound
+		f.misses.rest(builder)
+		return nil
 	}
-	for _, path := range without(paths, held) {
-		f.misses.note(foundKey{domain, path}, builder, err)
+	lacking := without(paths, held)
+	for _, path := range lacking {
+		f.misses.note(foundKey{domain, path}, builder, nix.ErrNotFound)
 	}
-	return without(paths, without(paths, held)) // and nothing that it was not asked for
+	return without(paths, lacking)
 }
 
 // promises are the keepers that one client relies on until it leaves.
