@@ -42,7 +42,7 @@
 //	pins/<domain>/<name>               paths that the admin has pinned
 //	quarantine/                        what was found broken, for some time
 //	scrubbed                           how far the store was read again
-//	index.db                           can be rebuilt, is never the truth
+//	index.db, index.sealed             can be rebuilt, is never the truth
 //
 // So the directory and each domain's folder are binary caches as Nix itself
 // reads them (nix copy --from file://DIR/domain/NAME).

@@ -45,7 +45,8 @@ const indexVersion = 1
 
 // index finds records, in one bbolt file. Anybody reads; only the keeper writes.
 type index struct {
-	db *bbolt.DB
+	db   *bbolt.DB
+	root *os.Root // the directory it is in
 	// incomplete says that there may be published paths that are not in it.
 	incomplete bool
 }
@@ -79,6 +80,7 @@ var errOtherVersion = errors.New("index of another version")
 
 func tryIndex(root *os.Root) (*index, error) {
 	var x *index
+	sealed := isSealed(root)
 	var file *os.File // of bbolt, which leaves it open when it panics
 	err := guarded(func() error {
 		db, err := bbolt.Open(filepath.Join(root.Name(), indexName), 0o600, &bbolt.Options{
@@ -91,7 +93,7 @@ func tryIndex(root *os.Root) (*index, error) {
 				return file, err
 			},
 		})
-		x = &index{db: db}
+		x = &index{db: db, root: root}
 		return err
 	})
 	switch {
@@ -103,16 +105,19 @@ func tryIndex(root *os.Root) (*index, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open index: %w", err)
 	}
-	if err := x.start(file); err != nil {
+	if err := x.start(file, sealed); err != nil {
 		x.db.Close()
 		return nil, fmt.Errorf("open index: %w", err)
 	}
 	return x, nil
 }
 
-func (x *index) start(file *os.File) error {
+func (x *index) start(file *os.File, sealed bool) error {
 	if err := guarded(func() error { return x.db.Update(x.begin) }); err != nil {
 		return err
+	}
+	if sealed && !x.incomplete {
+		return nil
 	}
 	return x.check(file)
 }
@@ -137,6 +142,9 @@ func (x *index) close(complete bool) error {
 	var err error
 	if complete {
 		err = x.db.Update(func(tx *bbolt.Tx) error { return setMeta(tx.Bucket(bucketMeta), metaClean, 1) })
+		if err == nil {
+			err = seal(x.root) // while nobody else can open it
+		}
 	}
 	return errors.Join(err, x.db.Close())
 }

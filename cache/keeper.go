@@ -2,6 +2,8 @@ package cache
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -12,6 +14,9 @@ const (
 	groupDelay = 50 * time.Millisecond
 	// recencyEvery is how often it is written which paths were used.
 	recencyEvery = 30 * time.Second
+	// touchGroup bounds the paths of one such transaction: until its end, each page
+	// of the index that it changes is in memory.
+	touchGroup = 4096
 )
 
 // keeper is the one goroutine that changes published files and the index: so a
@@ -149,19 +154,20 @@ func wake(c chan struct{}) {
 // writeRecency notes in the index which paths were used since the last time.
 func (k *keeper) writeRecency() {
 	touched := k.c.takeTouched()
-	if len(touched) == 0 {
-		return
-	}
-	_, err := k.c.index.update(func(t *indexTx) error {
-		for key, when := range touched {
-			if err := t.touch(key, when); err != nil {
-				return err
+	keys := slices.SortedFunc(maps.Keys(touched), key.compare) // neighbours share pages of the index
+	for some := range slices.Chunk(keys, touchGroup) {
+		_, err := k.c.index.update(func(t *indexTx) error {
+			for _, key := range some {
+				if err := t.touch(key, touched[key]); err != nil {
+					return err
+				}
 			}
+			return nil
+		})
+		if err != nil {
+			k.c.log.Error("cannot write which paths were used", "err", err)
+			return
 		}
-		return nil
-	})
-	if err != nil {
-		k.c.log.Error("cannot write which paths were used", "err", err)
 	}
 }
 

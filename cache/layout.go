@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -51,6 +52,11 @@ const domainChars = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 type key struct{ domain, hashPart string }
 
 func keyOf(domain string, p nix.StorePath) key { return key{domain, p.HashPart()} }
+
+// compare is the order of keys in the index.
+func (k key) compare(other key) int {
+	return cmp.Or(strings.Compare(k.domain, other.domain), strings.Compare(k.hashPart, other.hashPart))
+}
 
 // folder is the directory of the domain's narinfo files.
 func folder(domain string) string {

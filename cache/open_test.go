@@ -94,3 +94,50 @@ func TestCloseMakesDurableWhatWasAcknowledged(t *testing.T) {
 		t.Error("a closed index counts as incomplete")
 	}
 }
+
+// Guards against a start that reads the whole index, which takes seconds with a
+// million paths; and against an index that is believed although it was written
+// to since, was put back from elsewhere, or has no end.
+func TestOnlyAnIndexClosedInOrderIsNotReadAgain(t *testing.T) {
+	dir := newDir(t)
+	c := openCache(t, Options{Dir: dir})
+	filler(t, c, "p", 3)
+	root := c.root
+	if isSealed(root) {
+		t.Error("an open index is sealed")
+	}
+	closeCache(t, c)
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if !isSealed(root) {
+		t.Error("an index that was closed is not sealed")
+	}
+	name := filepath.Join(dir, indexName)
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name+".copy", text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(name+".copy", name); err != nil {
+		t.Fatal(err)
+	}
+	if isSealed(root) {
+		t.Error("a copy that was put back is sealed")
+	}
+	c = openCache(t, Options{Dir: dir})
+	closeCache(t, c)
+	if !isSealed(root) {
+		t.Error("not sealed again")
+	}
+	c = openCache(t, Options{Dir: dir})
+	c.lostTrack() // as a killed process leaves it
+	closeCache(t, c)
+	if isSealed(root) {
+		t.Error("an index without an end is sealed")
+	}
+}
