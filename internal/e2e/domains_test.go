@@ -30,7 +30,11 @@ func startBorder(t *testing.T) *border {
 		testbed.HostSpec{Name: "mallory", Kind: testbed.Client, Keys: []testbed.Key{mallory}})
 	b := &border{alice: hosts[2], mallory: hosts[3], asAlice: storeURI("ssh-ng", alice), asMallory: storeURI("ssh-ng", mallory),
 		closureFrom: "NIX_SSHOPTS='-i " + mallory.File() + "' nix-copy-closure --from proxy "}
+	const makeKey = "nix-store --generate-binary-cache-key company-1 /root/company.secret /root/company.public && cat /root/company.public"
+	companyKey := strings.TrimSpace(b.alice.MustShell(t, makeKey))
+	b.mallory.MustShell(t, makeKey) // another key of the same name
 	b.proxy = startProxy(t, bed, world.ProxySpec{
+		Extra: fmt.Sprintf("trusted_public_keys: [{key: %q, public: true}]\n", companyKey),
 		Builders: []world.Builder{
 			{Host: hosts[0], MaxJobs: 2, Extra: []string{"builder_content: match"}},
 			{Host: hosts[1], MaxJobs: 2, Domains: []string{"theirs"}, Extra: []string{"builder_content: match"}},
@@ -53,6 +57,7 @@ func TestS28DomainsSeeNothingOfEachOther(t *testing.T) {
 	t.Run("an upload", b.testUpload)
 	t.Run("equal bytes", b.testEqualBytes)
 	t.Run("a planted path", b.testPlanted)
+	t.Run("signed paths", b.testSigned)
 	t.Run("a build", b.testBuild)
 }
 
@@ -165,6 +170,28 @@ func (b *border) testPlanted(t *testing.T) {
 	b.alice.MustShell(t, "nix copy --no-check-sigs --to "+b.asAlice+" "+ours)
 	for client, store := range map[*testbed.Host]string{b.alice: b.asAlice, b.mallory: b.asMallory} {
 		client.MustShell(t, same(fmt.Sprintf("nix store cat --store %s %s", store, ours), "cat "+ours))
+	}
+}
+
+// What a public key has signed is for everybody, and whoever only has a key of its
+// name signs nothing.
+func (b *border) testSigned(t *testing.T) {
+	const sign = "nix store sign --key-file /root/company.secret "
+	forged := builtAlone(t, b.mallory, testbed.Derivation{Name: "forged", Random: true, OutputSize: 5000})
+	mustNot(t, b.mallory, sign+forged+" && nix copy --to "+b.asMallory+" "+forged)
+	b.mallory.MustShell(t, "nix copy --no-check-sigs --to "+b.asMallory+" "+forged)
+	mustNot(t, b.mallory, "nix store sign --key-file /root/company.secret --store "+b.asMallory+" "+forged)
+	wantText(t, "narinfo", b.published(t, "theirs", forged), "X-Nixbastion-Provenance: claimed")
+	mustNot(t, b.alice, "nix path-info --store "+b.asAlice+" "+forged)
+
+	open := builtAlone(t, b.alice, testbed.Derivation{Name: "open"})
+	b.alice.MustShell(t, sign+open+" && nix copy --to "+b.asAlice+" "+open)
+	wantText(t, "narinfo", b.published(t, "default", open), "X-Nixbastion-Provenance: signed", "Deriver: ")
+	b.mallory.MustShell(t, "nix copy --no-check-sigs --from "+b.asMallory+" "+open)
+	info := b.mallory.MustShell(t, "nix path-info --sigs --store "+b.asMallory+" "+open)
+	wantText(t, "what another domain reads", info, "company-1:")
+	if got := b.mallory.MustShell(t, "nix-store --store "+b.asMallory+" -q --deriver "+open); !strings.Contains(got, "unknown-deriver") {
+		t.Errorf("another domain reads which derivation made it: %s", got)
 	}
 }
 
