@@ -40,6 +40,7 @@ func (d *decoder) relations() {
 	d.danglingDomains()
 	for _, s := range d.shared {
 		d.sharedBuilder(s)
+		d.provenBuilder(s)
 	}
 	d.jumpBuilders()
 	d.signersAreNotImpersonated()
@@ -73,6 +74,18 @@ func (d *decoder) sharedBuilder(s sharing) {
 	}
 	d.mistake(s.at, "give each of these domains its own builders, or make them one domain",
 		"domains %s have principals with role full and share builder %s: each could plant store paths there for the other", strings.Join(full, " and "), quote(b.Name))
+}
+
+// provenBuilder refuses a builder that may build from other bytes than ours for a
+// domain that signs only what is proven.
+func (d *decoder) provenBuilder(s sharing) {
+	b := d.pol.Builders[s.builder]
+	for _, name := range b.Domains {
+		if dom := d.pol.DomainNamed(name); dom != nil && dom.Sign == SignProven && b.Content != ContentMatch {
+			d.mistake(s.at, "write builder_content: match for it, or sign: domain", "domain %s signs only what is proven, and nothing proves what builder %s makes of inputs that need not be ours",
+				quote(name), quote(b.Name))
+		}
+	}
 }
 
 // hasFull reports whether anybody in a domain may upload and build.

@@ -104,7 +104,7 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	}
 	p.cache, err = cache.Open(ctx, cache.Options{
 		Dir: filepath.Join(pol.StateDir, "cache"), Size: pol.Cache.Size, Reserve: pol.Cache.SpoolReserve, ScrubRate: pol.Cache.ScrubRate,
-		Sign: func(v cache.Verified) []nix.Signature { return signPath(p.policy.Current(), v) },
+		Sign: func(v cache.Verified) []nix.Signature { return SignPath(p.policy.Current(), v) },
 		Log:  p.log,
 	})
 	if err != nil {

@@ -11,15 +11,15 @@ import (
 	"nixbastion/policy"
 )
 
-// signPath makes the signatures of a path with the keys of the domain that vouches
+// SignPath makes the signatures of a path with the keys of the domain that vouches
 // for it. It is the one place where secret keys are used, and it sees nothing but
 // what the cache has verified.
-func signPath(pol *policy.Policy, v cache.Verified) []nix.Signature {
+func SignPath(pol *policy.Policy, v cache.Verified) []nix.Signature {
 	dom := pol.DomainNamed(v.Domain())
 	if dom == nil || !signs(dom.Sign, v.Provenance()) {
 		return nil
 	}
-	if v.Public() {
+	if v.Public() && dom.Share != policy.SharePublic {
 		return nil // all domains see it since others signed it, and learn nothing of this one
 	}
 	fingerprint := v.Info().Fingerprint()

@@ -61,7 +61,9 @@ func TestAKeySignsWhatItsDomainVouchesFor(t *testing.T) {
 		{"proven", nil, nil, []string{"home-1", "home-2"}},
 		{"none", nil, nil, nil},
 	} {
-		l := newLab(t, newLabBuilder("b1"))
+		b := newLabBuilder("b1")
+		b.strict = c.mode == "proven"
+		l := newLab(t, b)
 		l.signWith("{name: default, sign: " + c.mode + ", signing_keys: [KEY(home-1), KEY(home-2)]}, {name: other, signing_keys: [KEY(other-1)]}")
 		alice, eve := l.client("alice"), l.client("eve")
 		claimed, source := signedFile("claimed", "x"), sourceFile("source", "x")
@@ -95,6 +97,33 @@ func TestAKeySignsWhatItsDomainVouchesFor(t *testing.T) {
 		info, err = eve.QueryPathInfo(t.Context(), source.info.Path)
 		if err != nil || len(info.Sigs) != 1 || info.Sigs[0].Name() != "other-1" {
 			t.Errorf("in the other domain: %v, %v", info, err)
+		}
+	}
+}
+
+// Guards against what is shown to every domain and cannot be checked there, and
+// against a public record that tells which domain has a path.
+func TestADomainThatSharesSignsForEverybody(t *testing.T) {
+	for share, want := range map[string]string{"public": "home-1", "none": ""} {
+		l := newLab(t, newLabBuilder("b1"))
+		l.signWith("{name: default, share: " + share + ", signing_keys: [KEY(home-1)]}, {name: other}")
+		alice, eve := l.client("alice"), l.client("eve")
+		result, err := alice.build(t.Context(), nix.Discard, "hello")
+		mustSucceed(t, result, err)
+		if _, err := alice.read(t.Context(), labPath("hello")); err != nil { // so it has arrived
+			t.Fatal(err)
+		}
+		seen := func() string {
+			info, err := eve.QueryPathInfo(t.Context(), labPath("hello"))
+			if err != nil || len(info.Sigs) != 1 {
+				return ""
+			}
+			return info.Sigs[0].Name()
+		}
+		if want != "" {
+			eventually(t, "the other domain sees it signed", func() bool { return seen() == want })
+		} else if got := seen(); got != "" {
+			t.Errorf("the other domain sees it, signed by %s", got)
 		}
 	}
 }

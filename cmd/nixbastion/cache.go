@@ -24,6 +24,7 @@ type cacheCmd struct {
 	Pin    cachePinCmd    `cmd:"" help:"Keep paths, with all that they refer to, from eviction for good."`
 	Unpin  cacheUnpinCmd  `cmd:"" help:"Let pinned paths go."`
 	Rm     cacheRmCmd     `cmd:"" help:"Remove paths."`
+	Sign   cacheSignCmd   `cmd:"" help:"Give all paths of the domain the signatures of its keys that they lack."`
 	Import cacheImportCmd `cmd:"" help:"Take the paths of a Nix binary cache in a folder, uncompressed."`
 	Export cacheExportCmd `cmd:"" help:"Write paths, with all that they refer to, as a Nix binary cache."`
 }
@@ -113,6 +114,12 @@ type cacheRmCmd struct {
 
 func (c cacheRmCmd) Run(out io.Writer) error {
 	return c.do(out, cacheRequest{Do: "rm", Paths: c.Paths, Referrers: c.Referrers}, nil, nil)
+}
+
+type cacheSignCmd struct{ cacheFlags }
+
+func (c cacheSignCmd) Run(out io.Writer) error {
+	return c.do(out, cacheRequest{Do: "sign"}, nil, nil)
 }
 
 type cacheImportCmd struct {

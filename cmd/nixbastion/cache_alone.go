@@ -13,7 +13,9 @@ import (
 	"syscall"
 
 	"nixbastion/cache"
+	"nixbastion/internal/nix"
 	"nixbastion/policy"
+	"nixbastion/proxy"
 )
 
 // alone carries a request out on the store of a proxy that does not run.
@@ -27,7 +29,8 @@ func (q *cacheRequest) alone(ctx context.Context, socket string, pol *policy.Pol
 	}
 	c, err := cache.Open(ctx, cache.Options{
 		Dir: dir, Size: pol.Cache.Size, Reserve: pol.Cache.SpoolReserve,
-		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Sign: func(v cache.Verified) []nix.Signature { return proxy.SignPath(pol, v) },
+		Log:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {
 		return fmt.Errorf("%w\nhint: if a proxy runs, it answers on admin.socket of its policy, and nobody answers on %s", err, socket)

@@ -50,6 +50,7 @@ var cacheWork = map[string]struct {
 	"pin":    {run: (*cacheRequest).pin, changes: true},
 	"unpin":  {run: (*cacheRequest).unpin, changes: true},
 	"rm":     {run: (*cacheRequest).rm, changes: true},
+	"sign":   {run: (*cacheRequest).sign, changes: true},
 	"import": {run: (*cacheRequest).imports, changes: true},
 	"export": {run: (*cacheRequest).exports, changes: true},
 }
@@ -290,6 +291,24 @@ func (q *cacheRequest) rm(ctx context.Context, c *cache.Cache, _ *policy.Policy,
 	return errors.Join(err, q.answer(d, struct {
 		Removed []lostAnswer `json:"removed"`
 	}{list}, "removed\n"+text))
+}
+
+func (q *cacheRequest) sign(ctx context.Context, c *cache.Cache, pol *policy.Policy, d *desk) error {
+	switch dom := pol.DomainNamed(q.Domain); {
+	case dom == nil:
+		return fmt.Errorf("the policy has no domain %s", q.Domain)
+	case len(dom.Signers()) == 0:
+		return fmt.Errorf("domain %s signs nothing: its policy has no signing_keys, or sign: none", q.Domain)
+	}
+	var done cache.SignProgress
+	err := c.Resign(ctx, q.Domain, func(now cache.SignProgress) {
+		done = now
+		d.progress(fmt.Sprintf("looked at %s, signed %d of them", pathsText(int(now.Seen)), now.Signed))
+	})
+	return errors.Join(err, q.answer(d, struct {
+		Seen   int64 `json:"seen"`
+		Signed int64 `json:"signed"`
+	}{done.Seen, done.Signed}, fmt.Sprintf("looked at %s, signed %d of them\n", pathsText(int(done.Seen)), done.Signed)))
 }
 
 // transferAnswer is how an import or an export ended, in JSON.
