@@ -190,8 +190,8 @@ func TestBuilderThatLiesIsPassedOver(t *testing.T) {
 			if !strings.Contains(log.String(), "builder 'b1': ") || !strings.Contains(log.String(), c.reason) {
 				t.Errorf("the client was told:\n%s", &log)
 			}
-			if l.sees("bob", labPath("victim")) {
-				t.Error("what the builder named instead is valid")
+			if got := l.proxy.cache.QueryValidPaths("default", []nix.StorePath{labPath("victim")}); len(got) > 0 {
+				t.Error("what the builder named instead was taken for an output") // though who asks for it may find it there
 			}
 		})
 	}
