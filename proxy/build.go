@@ -71,6 +71,7 @@ type builds struct {
 
 	inflight    *inflight
 	differences *differences
+	misses      *misses
 	// proofs has one token for each plan being read.
 	proofs chan struct{}
 	// fetches are the outputs on their way into the cache after their builds

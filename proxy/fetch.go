@@ -203,7 +203,9 @@ func (t *tries) fill(ctx context.Context, sess *upstream.Session, arrival *cache
 		return err
 	}
 	defer nar.Close()
+	wrong := t.misses.distrust(foundKey{t.order.principal.Domain, arrival.Path()}, sess.Builder())
 	outcome, err := arrival.Fill(ctx, nar)
+	wrong(err != nil && !upstream.Broken(err))
 	if outcome == cache.Differs {
 		t.order.log.Warn("repaired output differs from what the cache holds; the first one stays",
 			"builder", sess.Builder(), "output", arrival.Path().String())

@@ -17,6 +17,8 @@ const (
 	// it, is not asked for it again. What comes into the cache meanwhile is
 	// answered all the same: it is asked first.
 	missAge = 10 * time.Second
+	// wrongAge is the same for a builder whose output was not what it had announced.
+	wrongAge = 10 * time.Minute
 	// restAge is for how long a builder that did not answer is asked for nothing.
 	restAge = 5 * time.Second
 	// maxMisses bounds the paths that are remembered.
@@ -55,13 +57,34 @@ func (m *misses) has(key foundKey, builder string) bool {
 
 // note remembers that a builder did not give a path.
 func (m *misses) note(key foundKey, builder string, err error) {
+	m.put(miss{key.domain, builder, key.path.HashBytes()}, missAge)
+	if unresponsive(err) {
+		m.rest(builder)
+	}
+}
+
+// distrust keeps a builder from being asked for an output that it is sending, and
+// that is lost from the cache the moment it turns out wrong. The caller says in the
+// end whether it did.
+func (m *misses) distrust(key foundKey, builder string) (end func(wrong bool)) {
+	const copying = 24 * time.Hour // nobody copies for longer
+	this := miss{key.domain, builder, key.path.HashBytes()}
+	m.put(this, copying)
+	return func(wrong bool) {
+		if wrong {
+			m.put(this, wrongAge)
+			return
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.paths.Remove(this)
+	}
+}
+
+func (m *misses) put(what miss, age time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	now := time.Now()
-	m.paths.Add(miss{key.domain, builder, key.path.HashBytes()}, now.Add(missAge))
-	if unresponsive(err) {
-		m.rests[builder] = now.Add(restAge)
-	}
+	m.paths.Add(what, time.Now().Add(age))
 }
 
 // rest remembers that a builder did not answer.

@@ -119,6 +119,7 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 		inflight: newInflight(), differences: newDifferences(p.log), proofs: make(chan struct{}, maxProofs), fetchCtx: fetchCtx,
 	}
 	p.found = newFinder(ctx, p.pool, p.cache, p.policy, p.log)
+	p.builds.misses = p.found.misses
 	return nil
 }
 
