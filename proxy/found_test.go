@@ -179,7 +179,7 @@ func TestSilentBuildersHoldNobodyUp(t *testing.T) {
 	for i := range 100 {
 		reader.wantAbsent(t, []nix.StorePath{one.info.Path, two.info.Path}[i%2])
 	}
-	if took := time.Since(began); took > askTimeout {
+	if took := time.Since(began); took > askTimeout+time.Second { // the first may come before that is noted
 		t.Errorf("a hundred questions took %v", took)
 	}
 }
