@@ -26,12 +26,21 @@ func grantOf(pol *policy.Policy, domain string, verified []nix.Signature, vouche
 	return grant
 }
 
+// Believed returns what may be believed of a path that somebody claims, and how it
+// enters the cache for a domain, given who vouches for it without a signature. The
+// cache takes it only with the bytes that are claimed.
+func Believed(pol *policy.Policy, domain string, claimed *nix.PathInfo, vouched cache.Provenance) (*nix.PathInfo, cache.Grant) {
+	info := claimed.Clone()
+	info.Ultimate = false // a peer's word for its own trust
+	info.Sigs = verifiedBy(pol.TrustedPublicKeys, claimed, claimed.Sigs)
+	return info, grantOf(pol, domain, info.Sigs, vouched)
+}
+
 // shares reports whether every domain may see what this one vouches for. The cache
 // keeps what is only claimed to the domain all the same.
 func shares(pol *policy.Policy, domain string) bool {
-	return slices.ContainsFunc(pol.Domains, func(d policy.Domain) bool {
-		return d.Name == domain && d.Share == policy.SharePublic
-	})
+	dom := pol.DomainNamed(domain)
+	return dom != nil && dom.Share == policy.SharePublic
 }
 
 // withoutForgeries returns info without signatures under the name of a trusted key

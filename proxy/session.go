@@ -63,11 +63,14 @@ func (s *session) domain() string { return s.principal.Domain }
 // signatures that may be believed. What a member of a domain sends without proof stays
 // a claim, unless the domain vouches for what this one sends.
 func (s *session) grant(pol *policy.Policy, verified []nix.Signature) cache.Grant {
-	vouched := cache.Claimed
+	return grantOf(pol, s.domain(), verified, s.vouched())
+}
+
+func (s *session) vouched() cache.Provenance {
 	if s.principal.Publish {
-		vouched = cache.DomainVouched
+		return cache.DomainVouched
 	}
-	return grantOf(pol, s.domain(), verified, vouched)
+	return cache.Claimed
 }
 
 func (s *session) policy() *policy.Policy { return s.builds.policy.Current() }

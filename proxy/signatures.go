@@ -32,16 +32,14 @@ func verifiedBy(keys []policy.TrustedKey, info *nix.PathInfo, sigs []nix.Signatu
 // enters the cache. A path that nothing proves is refused unless the client asked
 // for no signature check.
 func (s *session) proven(claimed *nix.PathInfo, opts nix.AddOptions) (*nix.PathInfo, cache.Grant, error) {
-	info := claimed.Clone()
-	info.Ultimate = false // a peer's word for its own trust
 	pol := s.policy()
-	info.Sigs = verifiedBy(pol.TrustedPublicKeys, claimed, claimed.Sigs)
+	info, grant := Believed(pol, s.domain(), claimed, s.vouched())
 	if len(info.Sigs) == 0 && info.CA.IsZero() && !opts.DontCheckSigs { // the cache verifies content addresses
 		return nil, cache.Grant{}, nix.Refuse("cannot add path '%s' because it lacks a signature by a trusted key; "+
 			"say --no-check-sigs, sign it with one of the keys that the proxy trusts (%s), "+
 			"or have the proxy's admin add the key to trusted_public_keys in its policy", info.Path, keyNames(pol.TrustedPublicKeys))
 	}
-	return info, s.grant(pol, info.Sigs), nil
+	return info, grant, nil
 }
 
 // keyNames lists keys for people.

@@ -13,6 +13,7 @@ import (
 	"nixbastion/cache"
 	"nixbastion/internal/nix"
 	"nixbastion/policy"
+	"nixbastion/proxy"
 )
 
 // cacheRequest is one command on the store. It is what travels over the socket.
@@ -370,20 +371,12 @@ func (q *cacheRequest) imports(ctx context.Context, c *cache.Cache, pol *policy.
 // content address, which the cache verifies, or the admin who said so.
 func (q *cacheRequest) judge(pol *policy.Policy) func(*nix.PathInfo) (*nix.PathInfo, cache.Grant, error) {
 	return func(claimed *nix.PathInfo) (*nix.PathInfo, cache.Grant, error) {
-		info, grant := claimed.Clone(), cache.Grant{Domain: q.Domain, Public: pol.DomainNamed(q.Domain).Share == policy.SharePublic}
-		fingerprint := claimed.Fingerprint()
-		info.Sigs = slices.DeleteFunc(info.Sigs, func(sig nix.Signature) bool {
-			key := slices.IndexFunc(pol.TrustedPublicKeys, func(key policy.TrustedKey) bool { return key.Verify(fingerprint, sig) })
-			grant.Public = grant.Public || key >= 0 && pol.TrustedPublicKeys[key].Public
-			return key < 0
-		})
-		switch {
-		case len(info.Sigs) > 0:
-			grant.Provenance = cache.Signed
-		case !info.CA.IsZero():
-		case q.Vouch:
-			grant.Provenance = cache.DomainVouched
-		default:
+		vouched := cache.Claimed
+		if q.Vouch {
+			vouched = cache.DomainVouched
+		}
+		info, grant := proxy.Believed(pol, q.Domain, claimed, vouched)
+		if len(info.Sigs) == 0 && info.CA.IsZero() && !q.Vouch {
 			return nil, grant, nix.Refuse("it has neither a signature by a trusted key nor a content address; --vouch takes it on your word")
 		}
 		return info, grant, nil
