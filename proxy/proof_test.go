@@ -327,6 +327,9 @@ func TestFixedOutputsAreProvenByTheirContent(t *testing.T) {
 				return &nix.BuildResult{Status: nix.StatusBuilt}, nil
 			})
 			d := w.fixed("fetched", "the text")
+			if c.wrong != "" { // it is not found there either, once it is known to be wrong
+				w.listed(map[*labBuilder][]labFile{w.b: {newLabFile(d.out, c.content)}})
+			}
 			alice := w.client("alice")
 			result, err := alice.BuildDerivation(t.Context(), nix.Discard, d.path, d.request(), nix.BuildNormal)
 			mustSucceed(t, result, err)

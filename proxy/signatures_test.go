@@ -155,3 +155,13 @@ func TestSignaturesOfABuilderPassThrough(t *testing.T) {
 	l.wantProvenance(signedFile("plain", ""), cache.DomainVouched, "builder-1")
 	l.wantProvenance(signedFile("trusted", ""), cache.Signed, "builder-1", "suite-1")
 }
+
+// Guards against a peer's word for its own trust.
+func TestNobodyIsBelievedToTrustHimself(t *testing.T) {
+	claimed := newLabFile(labPath("claimed"), "text").info
+	claimed.Ultimate = true
+	info, grant := Believed(newLab(t).proxy.policy.Current(), "default", claimed, cache.Claimed)
+	if info.Ultimate || grant.Provenance != cache.Claimed || grant.Public || !claimed.Ultimate {
+		t.Errorf("believed: %+v, %+v; what was claimed: %+v", info, grant, claimed)
+	}
+}
