@@ -68,6 +68,7 @@ func (c *frontConn) exchangeIdents() error {
 // end waits for everything that belongs to the connection.
 func (c *frontConn) end() {
 	c.Conn.Close()
+	c.out.Stop()
 	c.cancel()
 	c.stopTimers()
 	c.mu.Lock()

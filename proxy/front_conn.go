@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"nixbastion/internal/sshconn"
 )
 
 // frontConn is one client connection. Towards the SSH library it is the socket:
@@ -50,6 +52,7 @@ type frontConn struct {
 	block  *[]byte         // from readBlocks, nil unless ahead has bytes
 	bulk   bool            // the last read filled what it was given
 
+	out       *sshconn.Writer
 	announced bool // the library's copy of our identification line was swallowed; owned by the writer
 
 	// Set by the goroutine of serveConn, which runs the login too.
@@ -69,6 +72,7 @@ type frontConn struct {
 
 func newFrontConn(ctx context.Context, f *Front, conn net.Conn) *frontConn {
 	c := &frontConn{Conn: conn, front: f, remote: addrPort(conn.RemoteAddr())}
+	c.out = sshconn.NewWriter(senderFunc(c.send))
 	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if socket, ok := conn.(syscall.Conn); ok {
 		c.raw, _ = socket.SyscallConn()
@@ -106,8 +110,13 @@ func (c *frontConn) Write(p []byte) (int, error) {
 		c.announced = true
 		return len(p), nil
 	}
-	return c.send(p)
+	return c.out.Write(p)
 }
+
+// senderFunc is a function as an io.Writer.
+type senderFunc func([]byte) (int, error)
+
+func (f senderFunc) Write(p []byte) (int, error) { return f(p) }
 
 // send closes the connection when time is up: the library would go on reading.
 func (c *frontConn) send(p []byte) (int, error) {

@@ -17,8 +17,8 @@ const module = "nixbastion/"
 var mayImport = map[string][]string{
 	"cmd/nixbastion": {"cache", "policy", "proxy", "proxy/upstream", "internal/nix"},
 	"proxy": {"cache", "policy", "proxy/upstream", "route",
-		"internal/nix", "internal/nix/nar", "internal/nix/worker", "internal/nix/serve"},
-	"proxy/upstream":         {"policy", "internal/nix", "internal/nix/worker", "internal/nix/serve"},
+		"internal/nix", "internal/nix/nar", "internal/nix/worker", "internal/nix/serve", "internal/sshconn"},
+	"proxy/upstream":         {"policy", "internal/nix", "internal/nix/worker", "internal/nix/serve", "internal/sshconn"},
 	"route":                  {},
 	"cache":                  {"internal/nix", "internal/nix/nar"},
 	"policy":                 {"internal/nix"},
@@ -28,6 +28,7 @@ var mayImport = map[string][]string{
 	"internal/nix/worker":    {"internal/nix", "internal/nix/wire", "internal/nix/nar"},
 	"internal/nix/serve":     {"internal/nix", "internal/nix/wire", "internal/nix/nar"},
 	"internal/nix/storetest": {"internal/nix", "internal/nix/nar"},
+	"internal/sshconn":       {},
 	"internal/vectors":       {"internal/nix", "internal/nix/wire", "internal/nix/nar", "internal/nix/worker", "internal/nix/serve"},
 	"internal/testbed":       {},
 	"internal/world":         {"internal/testbed"},

@@ -6,6 +6,8 @@ import (
 	"net"
 	"sync/atomic"
 	"time"
+
+	"nixbastion/internal/sshconn"
 )
 
 // readBuffer is what is read from a builder's socket at once, in bytes. The ssh
@@ -16,7 +18,8 @@ const readBuffer = 64 << 10
 // netConn is the network connection under an ssh connection.
 type netConn struct {
 	net.Conn
-	in *bufio.Reader
+	in  *bufio.Reader
+	out *sshconn.Writer
 	// received counts bytes: any of them is a sign of life. The last came at heard,
 	// in ns after opened.
 	received, heard atomic.Int64
@@ -24,7 +27,17 @@ type netConn struct {
 }
 
 func newNetConn(c net.Conn) *netConn {
-	return &netConn{Conn: c, in: bufio.NewReaderSize(c, readBuffer), opened: time.Now()}
+	return &netConn{Conn: c, in: bufio.NewReaderSize(c, readBuffer), out: sshconn.NewWriter(c), opened: time.Now()}
+}
+
+// Write gives out each packet in one piece.
+func (c *netConn) Write(p []byte) (int, error) { return c.out.Write(p) }
+
+// Close closes the socket.
+func (c *netConn) Close() error {
+	err := c.Conn.Close()
+	c.out.Stop()
+	return err
 }
 
 // Read is called by one goroutine of the ssh library.
