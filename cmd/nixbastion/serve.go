@@ -30,6 +30,7 @@ func (c serveCmd) Run() error {
 	}
 	log := newLogger(live.Current().Log)
 	tuneMemory()
+	defer tuneProcessors()()
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
