@@ -24,9 +24,6 @@ type lab struct {
 	serial  serial
 }
 
-// nixOfServers is the version that builder and hub run.
-const nixOfServers = testbed.Nix234
-
 // openLab starts the hosts. The caller closes the lab.
 func openLab(ctx context.Context, o options, log *slog.Logger) (*lab, error) {
 	bed, err := testbed.New(ctx, testbed.Options{Log: log})
@@ -66,7 +63,7 @@ func (l *lab) clientKey() testbed.Key { return l.bed.UserKey("client") }
 func (l *lab) startEnds(ctx context.Context, o options) error {
 	key := l.clientKey()
 	specs := []testbed.HostSpec{{
-		Name: "builder", Kind: testbed.Builder, Nix: nixOfServers, MaxJobs: jobs, OnDisk: o.storeOnDisk(),
+		Name: "builder", Kind: testbed.Builder, Nix: o.builder, MaxJobs: jobs, OnDisk: o.storeOnDisk(),
 		Authorize: map[string][]testbed.Key{
 			testbed.TrustedAccount: {key, l.bed.UserKey("hub"), world.BuilderKey(l.bed, "proxy")},
 		},
@@ -181,7 +178,7 @@ func (l *lab) openHAProxy(ctx context.Context, key testbed.Key) (*way, error) {
 func (l *lab) openHub(ctx context.Context, key testbed.Key, o options) (*way, error) {
 	own := l.bed.UserKey("hub")
 	h, err := l.bed.Start(ctx, testbed.HostSpec{
-		Name: "hub", Kind: testbed.Builder, Nix: nixOfServers, OnDisk: o.storeOnDisk(),
+		Name: "hub", Kind: testbed.Builder, Nix: o.builder, OnDisk: o.storeOnDisk(),
 		NixConf:   []string{"max-jobs = 0"},
 		Keys:      []testbed.Key{own},
 		Authorize: map[string][]testbed.Key{testbed.GuestAccount: {key}},

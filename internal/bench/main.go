@@ -9,9 +9,12 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"nixbastion/internal/testbed"
 )
 
 func main() {
@@ -36,6 +39,7 @@ type options struct {
 	rounds  int
 	only    []string // names of benches; nil is all
 	client  string   // a version of Nix; "" is the usual choice
+	builder string   // the version of Nix that builder and hub run
 	columns []string // names of ways; nil is all
 	disk    bool
 	time    time.Duration // 0 is no limit
@@ -50,6 +54,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.StringVar(&only, "only", "", "benches to run, separated by commas: "+strings.Join(benchNames(), ", "))
 	f.StringVar(&o.client, "client", "", "run all benches with this version of Nix as client (2.34.8, 2.26.3 or 2.8.0);\n"+
 		"if not set, all with 2.34.8 and those of connections and builds with 2.8.0 too")
+	f.StringVar(&o.builder, "builder", testbed.Nix234, "let builder and hub run this version of Nix (2.34.8, 2.26.3 or 2.8.0), with the OpenSSH of its time")
 	f.StringVar(&columns, "columns", "", "ways to measure, separated by commas: "+strings.Join(wayNames, ", "))
 	f.DurationVar(&o.time, "time", 20*time.Minute, "begin no round that would make it last much longer; 0 is no limit")
 	f.BoolVar(&o.disk, "disk", false, "keep all stores on disk instead of in memory")
@@ -63,8 +68,11 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	if o.columns, err = words("column", columns, wayNames); err != nil {
 		return o, err
 	}
+	if err := knownVersion("builder", o.builder); err != nil {
+		return o, err
+	}
 	if o.client != "" {
-		if _, err := words("client", o.client, clientNames); err != nil {
+		if err := knownVersion("client", o.client); err != nil {
 			return o, err
 		}
 	}
@@ -72,6 +80,13 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 		return o, fmt.Errorf("-rounds %d is less than one", o.rounds)
 	}
 	return o, nil
+}
+
+func knownVersion(of, version string) error {
+	if !slices.Contains(nixVersions, version) {
+		return fmt.Errorf("no %s has version %q; there are %s", of, version, strings.Join(nixVersions, ", "))
+	}
+	return nil
 }
 
 func run(ctx context.Context, args []string, out, progress io.Writer) (err error) {

@@ -20,7 +20,7 @@ type result struct {
 	reasons map[string]string
 }
 
-var clientNames = []string{testbed.Nix234, testbed.Nix226, testbed.Nix28}
+var nixVersions = []string{testbed.Nix234, testbed.Nix226, testbed.Nix28}
 
 // clientVersions are those that the benches need.
 func (o options) clientVersions() []string {
