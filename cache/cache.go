@@ -87,7 +87,7 @@ type Cache struct {
 
 	// mu guards the fields below. It comes before the locks of spools and of
 	// the room, and nothing is read or written on disk under it.
-	mu sync.Mutex
+	mu quickMutex
 	// closed refuses what would publish.
 	closed bool
 	// pending has what arrives or is verified and is not durable yet.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"time"
 
 	"nixbastion/internal/nix"
 )
@@ -288,17 +289,17 @@ func (c *Cache) remember(keys []key, recs []*record, before uint64) {
 const maxTouched = 100_000
 
 func (c *Cache) touch(seen []sight) {
+	now := c.now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.markUsed(seen)
+	c.markUsed(seen, now)
 }
 
 // markUsed needs c.mu.
-func (c *Cache) markUsed(seen []sight) {
-	now := c.now().UnixNano()
+func (c *Cache) markUsed(seen []sight, now time.Time) {
 	for _, l := range seen {
 		if l.rec != nil {
-			c.touched[l.key] = now
+			c.touched[l.key] = now.UnixNano()
 		}
 	}
 	if len(c.touched) > maxTouched {

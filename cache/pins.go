@@ -78,16 +78,17 @@ func (p *Pins) find(domain string, paths []nix.StorePath) []*record {
 // nil where it does not. The lock is taken once: with many clients it is what they
 // all wait for.
 func (p *Pins) findInMemory(domain string, paths []nix.StorePath) []*record {
+	seen, found := make([]sight, len(paths)), make([]*record, len(paths))
+	now := p.c.now()
 	p.c.mu.Lock()
 	defer p.c.mu.Unlock()
-	seen, found := make([]sight, len(paths)), make([]*record, len(paths))
 	for i, path := range paths {
 		if seen[i] = p.c.remembered(domain, path); !seen[i].known {
 			return nil
 		}
 		found[i] = seen[i].rec
 	}
-	p.c.markUsed(seen)
+	p.c.markUsed(seen, now)
 	for i, path := range paths {
 		if found[i] != nil && p.owner != nil {
 			p.pin(path.HashPart(), cost(found[i].info.NarSize))
