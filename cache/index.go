@@ -47,6 +47,7 @@ const indexVersion = 1
 type index struct {
 	db   *bbolt.DB
 	root *os.Root // the directory it is in
+	boot string   // see bootID
 	// incomplete says that there may be published paths that are not in it.
 	incomplete bool
 }
@@ -80,7 +81,8 @@ var errOtherVersion = errors.New("index of another version")
 
 func tryIndex(root *os.Root) (*index, error) {
 	var x *index
-	sealed := isSealed(root)
+	boot := bootID()
+	sealed := isSealed(root, boot)
 	var file *os.File // of bbolt, which leaves it open when it panics
 	err := guarded(func() error {
 		db, err := bbolt.Open(filepath.Join(root.Name(), indexName), 0o600, &bbolt.Options{
@@ -93,7 +95,7 @@ func tryIndex(root *os.Root) (*index, error) {
 				return file, err
 			},
 		})
-		x = &index{db: db, root: root}
+		x = &index{db: db, root: root, boot: boot}
 		return err
 	})
 	switch {
@@ -116,10 +118,21 @@ func (x *index) start(file *os.File, sealed bool) error {
 	if err := guarded(func() error { return x.db.Update(x.begin) }); err != nil {
 		return err
 	}
-	if sealed && !x.incomplete {
-		return nil
+	if !sealed {
+		if err := x.check(file); err != nil {
+			return err
+		}
 	}
-	return x.check(file)
+	x.sealForNow()
+	return nil
+}
+
+// sealForNow seals the index while it is open. Without a seal it is checked at the
+// next start, so nothing depends on success.
+func (x *index) sealForNow() {
+	if x.boot != "" {
+		_ = seal(x.root, x.boot)
+	}
 }
 
 // begin makes the buckets and notes that the index is in use.
@@ -138,12 +151,13 @@ func (x *index) begin(tx *bbolt.Tx) error {
 }
 
 // close closes the index. complete says that all that is published is in it.
+// Otherwise it is as if the process had been killed.
 func (x *index) close(complete bool) error {
 	var err error
 	if complete {
 		err = x.db.Update(func(tx *bbolt.Tx) error { return setMeta(tx.Bucket(bucketMeta), metaClean, 1) })
 		if err == nil {
-			err = seal(x.root) // while nobody else can open it
+			err = seal(x.root, forever) // while nobody else can open it
 		}
 	}
 	return errors.Join(err, x.db.Close())
@@ -290,6 +304,7 @@ func (x *index) update(change func(*indexTx) error) (done changes, err error) {
 	if err != nil {
 		return changes{}, fmt.Errorf("write index: %w", err)
 	}
+	x.sealForNow()
 	return done, nil
 }
 

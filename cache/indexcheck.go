@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"os"
 	"runtime/debug"
+	"strings"
 
 	"go.etcd.io/bbolt"
 
@@ -29,31 +30,49 @@ func guarded(read func() error) (err error) {
 	return read()
 }
 
-// sealName is the file that says which index was closed in order: its inode, length
-// and time. One that is still the same need not be read at the start, which takes
-// several seconds per million rows. It is not believed of an index that something
-// else wrote to, put back, or left without an end: that one is checked.
+// sealName is the file that says which index is as its last transaction left it:
+// its inode, length and time. It need not be read at the start, which takes several
+// seconds per million rows. A seal that was made while the index was open holds
+// until the machine starts again: a process that is killed leaves what it wrote, a
+// machine that loses its power perhaps not. An index that something else wrote to,
+// or put back, is checked.
 const sealName = "index.sealed"
 
-func seal(root *os.Root) error {
+// forever is in a seal in place of the boot in which it holds.
+const forever = "-"
+
+// seal is called when nobody writes to the index.
+func seal(root *os.Root, boot string) error {
 	info, err := root.Stat(indexName)
 	if err != nil {
 		return err
 	}
-	return root.WriteFile(sealName, []byte(sealText(info)), 0o600)
+	return root.WriteFile(sealName, []byte(sealText(info, boot)), 0o600)
 }
 
-func sealText(info os.FileInfo) string {
+func sealText(info os.FileInfo, boot string) string {
 	id := idOf(info)
-	return fmt.Sprintf("%d %d %d %d\n", id.dev, id.ino, id.size, id.mtime)
+	return fmt.Sprintf("%d %d %d %d %s\n", id.dev, id.ino, id.size, id.mtime, boot)
 }
 
-// isSealed reports whether the index is as it was closed. It is asked before the
+// isSealed reports whether the index is as it was sealed. It is asked before the
 // index is opened, which changes it.
-func isSealed(root *os.Root) bool {
+func isSealed(root *os.Root, boot string) bool {
 	text, err := root.ReadFile(sealName)
 	info, statErr := root.Stat(indexName)
-	return err == nil && statErr == nil && string(text) == sealText(info)
+	if err != nil || statErr != nil {
+		return false
+	}
+	return string(text) == sealText(info, forever) || boot != "" && string(text) == sealText(info, boot)
+}
+
+// bootID names the time since the machine was started, "" if that is not known.
+func bootID() string {
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
 }
 
 // check reads the index once, rows and what is derived from them, and compares

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // Guards against two processes that each believe to be the only keeper of a
@@ -97,25 +98,39 @@ func TestCloseMakesDurableWhatWasAcknowledged(t *testing.T) {
 
 // Guards against a start that reads the whole index, which takes seconds with a
 // million paths; and against an index that is believed although it was written
-// to since, was put back from elsewhere, or has no end.
-func TestOnlyAnIndexClosedInOrderIsNotReadAgain(t *testing.T) {
+// to since, was put back from elsewhere, or was open when the machine went down.
+func TestOnlyAnIndexThatWasWrittenToIsReadAgain(t *testing.T) {
+	const otherBoot = "6b1c7e5e-0000-0000-0000-000000000000"
 	dir := newDir(t)
-	c := openCache(t, Options{Dir: dir})
-	filler(t, c, "p", 3)
-	root := c.root
-	if isSealed(root) {
-		t.Error("an open index is sealed")
-	}
-	scanned(t, c) // of a new directory, which counts as incomplete until then
-	closeCache(t, c)
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	if !isSealed(root) {
-		t.Error("an index that was closed is not sealed")
+	sealed := func(when string, thisBoot, another bool) {
+		t.Helper()
+		if got := isSealed(root, bootID()); got != thisBoot {
+			t.Errorf("%s: sealed: %v", when, got)
+		}
+		if got := isSealed(root, otherBoot); got != another {
+			t.Errorf("%s, after another start of the machine: sealed: %v", when, got)
+		}
+		if got := isSealed(root, ""); got != another {
+			t.Errorf("%s, where nothing tells one start from another: sealed: %v", when, got)
+		}
 	}
+	c := openCache(t, Options{Dir: dir})
+	scanned(t, c) // of a new directory, which counts as incomplete until then
+	filler(t, c, "p", 3)
+	sealed("open", true, false)
+	closeCache(t, c)
+	sealed("closed", true, true)
+	c = openCache(t, Options{Dir: dir})
+	sealed("open again", true, false)
+	c.lostTrack() // as a killed process leaves it
+	closeCache(t, c)
+	sealed("without an end", true, false)
+
 	name := filepath.Join(dir, indexName)
 	text, err := os.ReadFile(name)
 	if err != nil {
@@ -127,19 +142,20 @@ func TestOnlyAnIndexClosedInOrderIsNotReadAgain(t *testing.T) {
 	if err := os.Rename(name+".copy", name); err != nil {
 		t.Fatal(err)
 	}
-	if isSealed(root) {
-		t.Error("a copy that was put back is sealed")
-	}
+	sealed("a copy put back", false, false)
 	c = openCache(t, Options{Dir: dir})
+	sealed("checked", true, false)
+	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(20 * time.Millisecond) // a file's time is that of a tick of the clock
+	if _, err := f.WriteAt(text[:1], 0); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	sealed("written to", false, false)
 	scanned(t, c)
 	closeCache(t, c)
-	if !isSealed(root) {
-		t.Error("not sealed again")
-	}
-	c = openCache(t, Options{Dir: dir})
-	c.lostTrack() // as a killed process leaves it
-	closeCache(t, c)
-	if isSealed(root) {
-		t.Error("an index without an end is sealed")
-	}
+	sealed("closed", true, true)
 }
