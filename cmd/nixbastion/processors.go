@@ -3,18 +3,22 @@ package main
 import (
 	"os"
 	"runtime"
+	"runtime/metrics"
 	"sync"
 	"time"
 )
 
 // A packet goes through the hands of several goroutines. With one processor
 // (GOMAXPROCS) the next one just runs; with more, another thread is woken for it,
-// which costs more than most of what they do. So there is one while one is enough.
+// which costs more than most of what they do. So there is one while one is enough:
+// while it is not busy, and nobody waits for it because it is held up by a disk.
 const (
 	// processorInterval is how often that is looked at.
 	processorInterval = 200 * time.Millisecond
-	// manyAbove is the CPU use, in cores, beyond which one is not enough.
-	manyAbove = 0.75
+	// manyAbove is the CPU use, in cores, beyond which one is not enough, and
+	// queueAbove the mean number of goroutines that wait for it.
+	manyAbove  = 0.75
+	queueAbove = 0.75
 	// oneBelow is the use below which one would be, and oneAfter for how long.
 	oneBelow = 0.5
 	oneAfter = 3 * time.Second
@@ -42,23 +46,56 @@ func watchProcessors(done <-chan struct{}) {
 	var c processorChoice
 	tick := time.NewTicker(processorInterval)
 	defer tick.Stop()
-	used, since := cpuTime(), time.Now()
+	last := readProcessorUse()
 	for {
 		select {
 		case <-done:
 			return
 		case <-tick.C:
 		}
-		nowUsed, now := cpuTime(), time.Now()
-		elapsed := now.Sub(since)
-		switch c.next(float64(nowUsed-used)/float64(elapsed), elapsed) {
+		now := readProcessorUse()
+		switch c.next(now.minus(last)) {
 		case toMany:
 			runtime.SetDefaultGOMAXPROCS()
 		case toOne:
 			runtime.GOMAXPROCS(1)
 		}
-		used, since = nowUsed, now
+		last = now
 	}
+}
+
+// processorUse is what the process has used up to a moment, or between two.
+type processorUse struct {
+	at     time.Time     // the later one
+	span   time.Duration // between the two
+	cpu    time.Duration // of all threads
+	waited time.Duration // by all goroutines, from when they could run until they did
+}
+
+func readProcessorUse() processorUse {
+	return processorUse{at: time.Now(), cpu: cpuTime(), waited: waitedTime()}
+}
+
+func (u processorUse) minus(before processorUse) processorUse {
+	return processorUse{at: u.at, span: u.at.Sub(before.at), cpu: u.cpu - before.cpu, waited: u.waited - before.waited}
+}
+
+// waitsNoted is of how many waits the runtime notes one (its gTrackingPeriod).
+const waitsNoted = 8
+
+// waitedTime is what all goroutines have waited so far, at least.
+func waitedTime() time.Duration {
+	sample := []metrics.Sample{{Name: "/sched/latencies:seconds"}}
+	metrics.Read(sample)
+	if sample[0].Value.Kind() != metrics.KindFloat64Histogram {
+		return 0
+	}
+	var seconds float64
+	h := sample[0].Value.Float64Histogram()
+	for i, count := range h.Counts {
+		seconds += float64(count) * max(0, h.Buckets[i]) // the first bound is -Inf
+	}
+	return time.Duration(seconds * waitsNoted * float64(time.Second))
 }
 
 // A processorChange is what is to be done; the zero value is nothing.
@@ -75,20 +112,21 @@ type processorChoice struct {
 	quiet time.Duration // for how long one would have been enough
 }
 
-// next takes the CPU use of the time since the last call, in cores.
-func (c *processorChoice) next(use float64, elapsed time.Duration) processorChange {
+// next takes the use since the last call.
+func (c *processorChoice) next(u processorUse) processorChange {
+	cores, queue := u.cpu.Seconds()/u.span.Seconds(), u.waited.Seconds()/u.span.Seconds()
 	if !c.many {
-		if c.many = use > manyAbove; c.many {
+		if c.many = cores > manyAbove || queue > queueAbove; c.many {
 			c.quiet = 0
 			return toMany
 		}
 		return 0
 	}
-	if use >= oneBelow {
+	if cores >= oneBelow || queue > queueAbove {
 		c.quiet = 0
 		return 0
 	}
-	if c.quiet += elapsed; c.quiet < oneAfter {
+	if c.quiet += u.span; c.quiet < oneAfter {
 		return 0
 	}
 	c.many = false

@@ -2,28 +2,57 @@ package main
 
 import (
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 )
 
-// Guards against a busy proxy on one processor, and against one that changes its
-// mind with every pause.
+// Guards against a busy proxy on one processor, against one that is held up by a
+// disk, and against one that changes its mind with every pause.
 func TestProcessorsFollowTheUse(t *testing.T) {
 	const tick = processorInterval
 	var c processorChoice
 	for i, step := range []struct {
-		use     float64
-		elapsed time.Duration
-		want    processorChange
+		cores float64
+		queue float64
+		span  time.Duration
+		want  processorChange
 	}{
-		{0, tick, 0}, {0.7, tick, 0}, {0.76, tick, toMany},
-		{1.9, tick, 0}, {0.6, oneAfter, 0}, {0.4, oneAfter - tick, 0}, {0.5, tick, 0},
-		{0.4, oneAfter - tick, 0}, {0.4, tick, toOne},
-		{0.4, oneAfter, 0}, {0.74, tick, 0}, {1, tick, toMany}, {0.1, oneAfter - 1, 0}, {0.1, 1, toOne},
+		{0, 0, tick, 0}, {0.7, 0.7, tick, 0}, {0.76, 0, tick, toMany},
+		{1.9, 0, tick, 0}, {0.6, 0, oneAfter, 0}, {0.4, 0, oneAfter - tick, 0}, {0.5, 0, tick, 0},
+		{0.4, 0, oneAfter - tick, 0}, {0.4, 0, tick, toOne},
+		{0.4, 0, oneAfter, 0}, {0.74, 0, tick, 0}, {1, 0, tick, toMany}, {0.1, 0, oneAfter - 1, 0}, {0.1, 0, 1, toOne},
+		{0.1, 0.8, tick, toMany}, {0.1, 7, oneAfter, 0}, {0.1, 0, oneAfter, toOne},
 	} {
-		if got := c.next(step.use, step.elapsed); got != step.want {
-			t.Fatalf("step %d, %.2f cores for %s: %d, want %d", i, step.use, step.elapsed, got, step.want)
+		cpu, waited := step.cores*float64(step.span), step.queue*float64(step.span)
+		u := processorUse{span: step.span, cpu: time.Duration(cpu), waited: time.Duration(waited)}
+		if got := c.next(u); got != step.want {
+			t.Fatalf("step %d: %d, want %d", i, got, step.want)
 		}
+	}
+}
+
+// Guards against a runtime that notes more or fewer of the waits than we think: of
+// five goroutines on one processor four wait.
+func TestWaitedTimeIsThatOfAllGoroutines(t *testing.T) {
+	before := runtime.GOMAXPROCS(1)
+	defer runtime.GOMAXPROCS(before)
+	const goroutines = 5
+	var all sync.WaitGroup
+	start := readProcessorUse()
+	for range goroutines {
+		all.Go(func() {
+			for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+				for range 100_000 {
+				}
+				runtime.Gosched()
+			}
+		})
+	}
+	all.Wait()
+	u := readProcessorUse().minus(start)
+	if queue := u.waited.Seconds() / u.span.Seconds(); queue < 2 || queue > 2*goroutines {
+		t.Errorf("on average %.1f of %d goroutines wait", queue, goroutines)
 	}
 }
 
