@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 
 	"nixbastion/internal/nix"
 )
@@ -21,14 +22,20 @@ func (s *session) QueryValidDerivers(ctx context.Context, path nix.StorePath) ([
 	return s.pins.Pin(s.domain(), []nix.StorePath{info.Deriver}), nil
 }
 
-// QueryPathFromHashPart answers from the cache and pins the path.
-func (s *session) QueryPathFromHashPart(_ context.Context, hashPart string) (nix.StorePath, error) {
+// QueryPathFromHashPart answers from the cache and pins the path. One that only a
+// builder holds is brought first.
+func (s *session) QueryPathFromHashPart(ctx context.Context, hashPart string) (nix.StorePath, error) {
 	path, err := s.cache.QueryPathFromHashPart(s.domain(), hashPart)
-	if err != nil {
-		return nix.StorePath{}, err
+	if err == nil {
+		s.pinned(path)
+		return path, nil
 	}
-	s.pins.Pin(s.domain(), []nix.StorePath{path})
-	return path, nil
+	if errors.Is(err, nix.ErrNotFound) {
+		if path, ok := s.found.bringNamed(ctx, s.principal, hashPart); ok && s.pinned(path) {
+			return path, nil
+		}
+	}
+	return nix.StorePath{}, err
 }
 
 // QueryAllValidPaths lists the domain. Who may only read has to know what to ask

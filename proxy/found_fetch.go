@@ -21,9 +21,17 @@ const stallTimeout = 15 * time.Second
 // errSlow is why a builder is given up that does not answer, or stops to send.
 var errSlow = errors.New("builder did not answer in time")
 
-// fetchFrom fetches a path from one builder. It returns when the time is up, also if
-// the builder's session takes longer to end: its place is free only then.
+// fetchFrom fetches a path from one builder.
 func (f *finder) fetchFrom(ctx context.Context, key foundKey, builder string) error {
+	return f.at(ctx, builder, func(ctx context.Context, dog *builderDog, sess *upstream.Session) error {
+		return f.transfer(ctx, dog, sess, key, builder)
+	})
+}
+
+// at has work done on a session of a builder, watched by a dog. It returns when the
+// time is up, also if the session takes longer to end: its place is free only then.
+// What work has set may be looked at only if there is no error.
+func (f *finder) at(ctx context.Context, builder string, work func(context.Context, *builderDog, *upstream.Session) error) error {
 	release, err := f.slot(ctx, "builder "+builder, maxFetches)
 	if err != nil {
 		return err
@@ -33,7 +41,7 @@ func (f *finder) fetchFrom(ctx context.Context, key foundKey, builder string) er
 	if !f.spawn(func() {
 		defer release()
 		defer dog.stop()
-		ended <- f.transfer(ctx, dog, key, builder)
+		ended <- f.onSession(ctx, builder, func(sess *upstream.Session) error { return work(ctx, dog, sess) })
 	}) {
 		release()
 		dog.stop()
@@ -52,20 +60,26 @@ func (f *finder) fetchFrom(ctx context.Context, key foundKey, builder string) er
 	}
 }
 
-// transfer asks a builder for a path and takes it into the cache.
-func (f *finder) transfer(ctx context.Context, dog *builderDog, key foundKey, builder string) (err error) {
+// onSession has work done on a session of a builder. A panic in it ends that session
+// alone, as in attempt.
+func (f *finder) onSession(ctx context.Context, builder string, work func(*upstream.Session) error) (err error) {
 	sess, err := f.pool.Get(ctx, builder)
 	if err != nil {
 		return err
 	}
 	defer sess.Release()
 	defer func() {
-		if p := recover(); p != nil { // as in attempt
-			f.log.Error("panic", "where", "fetch of a found path", "path", key.path.String(), "panic", quoted(fmt.Sprint(p)), "stack", string(debug.Stack()))
+		if p := recover(); p != nil {
+			f.log.Error("panic", "where", "look at a builder's paths", "builder", builder, "panic", quoted(fmt.Sprint(p)), "stack", string(debug.Stack()))
 			sess.Close()
 			err = errInternal
 		}
 	}()
+	return work(sess)
+}
+
+// transfer asks a builder for a path and takes it into the cache.
+func (f *finder) transfer(ctx context.Context, dog *builderDog, sess *upstream.Session, key foundKey, builder string) error {
 	info, err := f.ask(ctx, sess, key)
 	if err != nil {
 		return err

@@ -23,7 +23,7 @@ type labBuilder struct {
 	name    string
 	maxJobs int  // 0 is 1
 	strict  bool // builder_content: match
-	mute    bool // never says which paths are valid
+	mute    bool // never says which paths are valid, or how one is called
 	// protocol is what the policy says; "" is ssh-ng, which is all that it speaks.
 	protocol string
 	// domain is whose it is; "" is default.
@@ -38,6 +38,8 @@ type labBuilder struct {
 	onInfo, onNar func(ctx context.Context, path nix.StorePath)
 	// infoError is the answer to questions for path infos instead.
 	infoError error
+	// named answers which path has a hash part; nil does so from files.
+	named func(hashPart string) (nix.StorePath, error)
 
 	hostKey  ssh.Signer
 	listener net.Listener
@@ -250,6 +252,33 @@ func (s *labStore) QueryAllValidPaths(context.Context) ([]nix.StorePath, error) 
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
 	return slices.SortedFunc(maps.Keys(s.b.files), nix.StorePath.Compare), nil
+}
+
+// QueryReferrers and QueryValidDerivers are there for the interface alone.
+func (s *labStore) QueryReferrers(context.Context, nix.StorePath) ([]nix.StorePath, error) {
+	return nil, nil
+}
+
+func (s *labStore) QueryValidDerivers(context.Context, nix.StorePath) ([]nix.StorePath, error) {
+	return nil, nil
+}
+
+func (s *labStore) QueryPathFromHashPart(ctx context.Context, hashPart string) (nix.StorePath, error) {
+	if s.b.mute {
+		<-ctx.Done()
+	}
+	if s.b.named != nil {
+		return s.b.named(hashPart)
+	}
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	for path := range s.b.files {
+		if path.HashPart() == hashPart {
+			s.b.asked = append(s.b.asked, hashPart)
+			return path, nil
+		}
+	}
+	return nix.StorePath{}, nix.ErrNotFound
 }
 
 func (s *labStore) QueryValidPaths(ctx context.Context, paths []nix.StorePath, _ bool) ([]nix.StorePath, error) {

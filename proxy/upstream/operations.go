@@ -113,6 +113,16 @@ func (s *Session) QueryDerivationOutputMap(ctx context.Context, drvPath nix.Stor
 	return outputs, s.fault(err)
 }
 
+// QueryPathFromHashPart implements [nix.PathFinder].
+func (s *Session) QueryPathFromHashPart(ctx context.Context, hashPart string) (nix.StorePath, error) {
+	c, ok := s.d.client.(nix.PathFinder)
+	if !ok {
+		return nix.StorePath{}, s.noWords("a path by its hash part")
+	}
+	path, err := c.QueryPathFromHashPart(ctx, hashPart)
+	return path, s.fault(err)
+}
+
 // noWords refuses what the serve protocol cannot ask for.
 func (s *Session) noWords(what string) error {
 	return nix.Refuse("builder '%s' is spoken to by the serve protocol (protocol: ssh), which cannot ask for %s", s.Builder(), what)
