@@ -60,8 +60,7 @@ func TestBusyProcessGetsAllProcessors(t *testing.T) {
 	if runtime.NumCPU() < 2 {
 		t.Fatal("needs two processors")
 	}
-	t.Setenv("GOMAXPROCS", "")
-	all := runtime.GOMAXPROCS(0)
+	all := defaultProcessors(t)
 	stop := tuneProcessors()
 	wantProcessors(t, 1)
 	done := make(chan struct{})
@@ -77,8 +76,7 @@ func TestBusyProcessGetsAllProcessors(t *testing.T) {
 }
 
 func TestProcessorsAreAllBackAtTheEnd(t *testing.T) {
-	t.Setenv("GOMAXPROCS", "")
-	all := runtime.GOMAXPROCS(0)
+	all := defaultProcessors(t)
 	stop := tuneProcessors()
 	wantProcessors(t, 1)
 	stop()
@@ -93,6 +91,16 @@ func TestProcessorsOfTheEnvironmentStay(t *testing.T) {
 	defer stop()
 	time.Sleep(2 * processorInterval)
 	wantProcessors(t, all)
+}
+
+// defaultProcessors returns how many the runtime uses where the environment says
+// nothing, as from now on.
+func defaultProcessors(t *testing.T) int {
+	t.Setenv("GOMAXPROCS", "")
+	before := runtime.GOMAXPROCS(0)
+	t.Cleanup(func() { runtime.GOMAXPROCS(before) })
+	runtime.SetDefaultGOMAXPROCS()
+	return runtime.GOMAXPROCS(0)
 }
 
 // wantProcessors waits for a setting that another goroutine makes.
