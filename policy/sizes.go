@@ -42,8 +42,15 @@ func (d *decoder) size(n *yaml.Node, least int64) (int64, bool) {
 	return bytes, true
 }
 
-// ParseSize reads a number of bytes as the policy file has it.
-func ParseSize(text string) (int64, error) { return parseSize(text) }
+// ParseSize reads a number of bytes as the policy file has it. Its error has a hint
+// on a line of its own.
+func ParseSize(text string) (int64, error) {
+	bytes, err := parseSize(text)
+	if err != nil {
+		return 0, fmt.Errorf("%w\nhint: %s", err, hintOf(err))
+	}
+	return bytes, nil
+}
 
 func parseSize(text string) (int64, error) {
 	m := sizeGrammar.FindStringSubmatch(text)
