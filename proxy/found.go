@@ -220,15 +220,15 @@ func (f *finder) fetch(ctx context.Context, found *foundPath) error {
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		f.misses.note(found.key, builder, err)
-		f.logMiss(found.key, builder, err)
+		f.missed(found.key, builder, err)
 	}
 	return errNowhere
 }
 
-// logMiss notes why a builder did not give what it listed. That the path has gone
-// is nothing to look into.
-func (f *finder) logMiss(key foundKey, builder string, err error) {
+// missed notes why a builder did not give what it listed, so that it is not asked
+// again at once. That the path has gone is nothing to look into.
+func (f *finder) missed(key foundKey, builder string, err error) {
+	f.misses.note(key, builder, err)
 	level := slog.LevelWarn
 	if errors.Is(err, nix.ErrNotFound) {
 		level = slog.LevelInfo

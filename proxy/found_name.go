@@ -13,8 +13,9 @@ import (
 // it; false if no builder that serves the domain has it. Lists hold hash parts
 // alone, so a builder that lists one is asked for the name first.
 func (f *finder) bringNamed(ctx context.Context, p *policy.Principal, hashPart string) (nix.StorePath, bool) {
-	nameless, err := nix.ParseStorePath(nix.StoreDir + "/" + hashPart + "-x")
-	if err != nil {
+	// The name is for the log alone.
+	nameless, err := nix.ParseStorePath(nix.StoreDir + "/" + hashPart + "-name-not-known")
+	if err != nil || nameless.HashPart() != hashPart {
 		return nix.StorePath{}, false // no hash part at all
 	}
 	key := foundKey{p.Domain, nameless}
@@ -26,8 +27,7 @@ func (f *finder) bringNamed(ctx context.Context, p *policy.Principal, hashPart s
 		if ctx.Err() != nil {
 			break
 		}
-		f.misses.note(key, builder, err)
-		f.logMiss(key, builder, err)
+		f.missed(key, builder, err)
 	}
 	return nix.StorePath{}, false
 }

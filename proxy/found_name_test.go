@@ -18,7 +18,8 @@ func (c *labClient) wantNamed(t *testing.T, hashPart string, want nix.StorePath)
 }
 
 // Guards against a hash part that only a builder can tell the path of and nobody
-// does, that tells another domain something, or that is asked for without need.
+// does, that tells another domain something, or that is asked for without need; and
+// against a client's text that reaches a builder and is no hash part.
 func TestPathsOfBuildersAreFoundByTheirHashParts(t *testing.T) {
 	b := newLabBuilder("b1")
 	l := newLab(t, b)
@@ -30,6 +31,14 @@ func TestPathsOfBuildersAreFoundByTheirHashParts(t *testing.T) {
 	if got := b.askedFor(); len(got) > 0 {
 		t.Errorf("the builder was asked for %q", got)
 	}
+	b.named = func(text string) (nix.StorePath, error) {
+		t.Errorf("the builder was asked for %q", text)
+		return nix.StorePath{}, nix.ErrNotFound
+	}
+	for _, text := range []string{hashPart + "-found", hashPart + "-", hashPart[1:], "", hashPart + "/../x"} {
+		l.client("reader").wantNamed(t, text, nix.StorePath{})
+	}
+	b.named = nil
 	l.client("reader").wantNamed(t, hashPart, file.info.Path)
 	l.client("eve").wantNamed(t, hashPart, nix.StorePath{})
 	b.die()
