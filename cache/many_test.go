@@ -134,7 +134,7 @@ func readManyOf(ctx context.Context, dir string) error {
 	if os.Getenv(readerBrief) != "" {
 		os.Exit(0)
 	}
-	debug.FreeOSMemory() // what is garbage of the check at the start
+	debug.FreeOSMemory() // what is garbage of the start
 	fmt.Printf("RssAnon without garbage %s", rssAnon())
 	const asked = 2 * DefaultHotRecords
 	for i := 0; i < n; i += max(1, n/asked) {

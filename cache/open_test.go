@@ -1,11 +1,14 @@
 package cache
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"go.etcd.io/bbolt"
 )
 
 // Guards against two processes that each believe to be the only keeper of a
@@ -158,4 +161,42 @@ func TestOnlyAnIndexThatWasWrittenToIsReadAgain(t *testing.T) {
 	scanned(t, c)
 	closeCache(t, c)
 	sealed("closed", true, true)
+}
+
+// Guards against a seal that saves nothing: what it vouches for is not read at the
+// start, so that even a wrong count in it goes unnoticed.
+func TestSealedIndexIsNotReadAtTheStart(t *testing.T) {
+	for _, sealed := range []bool{true, false} {
+		dir := newDir(t)
+		c := openCache(t, Options{Dir: dir})
+		scanned(t, c)
+		filler(t, c, "p", 3)
+		closeCache(t, c)
+		db, err := bbolt.Open(filepath.Join(dir, indexName), 0o600, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = db.Update(func(tx *bbolt.Tx) error { return setMeta(tx.Bucket(bucketMeta), metaPaths, 99) })
+		if err := errors.Join(err, db.Close()); err != nil {
+			t.Fatal(err)
+		}
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer root.Close()
+		want := int64(3)
+		if sealed {
+			want = 99
+			if err := seal(root, bootID()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c = openCache(t, Options{Dir: dir})
+		scanned(t, c)
+		if got := c.Stats().Paths; got != want {
+			t.Errorf("sealed: %v: %d paths, want %d", sealed, got, want)
+		}
+		closeCache(t, c)
+	}
 }
