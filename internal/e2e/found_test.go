@@ -1,11 +1,15 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
 
+	"nixbastion/internal/nix"
+	"nixbastion/internal/nix/worker"
 	"nixbastion/internal/testbed"
 	"nixbastion/internal/world"
 )
@@ -47,6 +51,8 @@ func startLegacy(t *testing.T) *legacy {
 			attributes = append(attributes, name)
 		}
 	}
+	l.text = append(l.text, testbed.Derivation{Name: byHash})
+	attributes = append(attributes, byHash)
 	startBuild(t, l.builders[1], writeExpression(t, l.builders[1], l.text...), attributes).mustSucceed(t)
 	l.proxy = startProxy(t, bed, world.ProxySpec{
 		Builders:   []world.Builder{{Host: l.builders[0]}, {Host: l.builders[1], MaxJobs: 4}},
@@ -111,6 +117,7 @@ func TestS24OutputsOnABuilderAreFound(t *testing.T) {
 		}
 	}
 	t.Run("S29 absent paths", l.testAbsent)
+	t.Run("hash part", l.testHashPart)
 	t.Run("frozen builders", l.testFrozen)
 	for _, b := range l.builders {
 		if err := b.Stop(); err != nil {
@@ -124,6 +131,48 @@ func TestS24OutputsOnABuilderAreFound(t *testing.T) {
 		if line.Msg == "operation failed" || line.Msg == "session ended" {
 			t.Errorf("a query was answered with an error: %s", line.Raw)
 		}
+	}
+}
+
+// byHash is a relic that is asked for by its hash part alone.
+const byHash = "relic-by-hash"
+
+// No command of Nix asks for a path by its hash part, but servers of binary caches
+// that have the proxy as their store do: here it is asked in their words, by ssh.
+// Guards against a question that a builder's daemon does not understand.
+func (l *legacy) testHashPart(t *testing.T) {
+	want := strings.TrimSpace(l.builders[1].MustShell(t, "nix-store --query --outputs $(nix-instantiate "+
+		writeExpression(t, l.builders[1], l.text...)+" -A "+byHash+")"))
+	cmd := l.clients[testbed.Nix234].Command(t.Context(), "ssh", "-i", l.key.File(), "proxy", "nix-daemon", "--stdio")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer in.Close()
+	store, err := worker.NewClient(t.Context(), struct {
+		io.Reader
+		io.WriteCloser
+	}{out, in}, worker.ClientOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hashPart := strings.TrimPrefix(want, "/nix/store/")[:32]
+	if got, err := store.QueryPathFromHashPart(t.Context(), hashPart); err != nil || got.String() != want {
+		t.Errorf("%v, %v; want %s", got, err, want)
+	}
+	if got, err := store.QueryPathFromHashPart(t.Context(), strings.Repeat("0", 32)); !errors.Is(err, nix.ErrNotFound) {
+		t.Errorf("of nothing: %v, %v", got, err)
+	}
+	if got := l.foundOn(byHash); len(got) != 1 || got[0] != "full" {
+		t.Errorf("fetched from %q", got)
 	}
 }
 
