@@ -15,7 +15,7 @@ const maxBuilderJobs = 10_000
 
 // builder reads one builder.
 func (d *decoder) builder(n *yaml.Node) {
-	b := Builder{MaxJobs: defaultMaxJobs, SpeedFactor: 1, Domains: []string{defaultDomainName}, Content: ContentAccept}
+	b := Builder{MaxJobs: defaultMaxJobs, SpeedFactor: 1, Domains: []string{defaultDomainName}, Content: ContentAccept, Load: defaultLoad()}
 	values := d.mapping(n, "builders.",
 		setting{"name", func(n *yaml.Node) { b.Name, _ = d.checkedText(n, checkName) }},
 		setting{"address", func(n *yaml.Node) { d.place(n, &b) }},

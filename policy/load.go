@@ -76,6 +76,8 @@ func defaults() *Policy {
 		Log:     Log{Level: slog.LevelInfo, Format: "json"},
 		Domains: []Domain{{Name: defaultDomainName}},
 
+		Scheduling: defaultScheduling(),
+
 		keys: map[string]*grant{}, authorities: map[string][]*grant{},
 		TrustedPublicKeys: []TrustedKey{{PublicKey: mustPublicKey(defaultTrustedKey)}},
 	}

@@ -34,6 +34,10 @@ type Policy struct {
 	// RevokedKeys is the file with keys and certificates that open nothing, whatever
 	// else is said; "" for none.
 	RevokedKeys string
+	// Scheduling says where and when builds run.
+	Scheduling Scheduling
+	// BuildLimits bound builds, the first rule that applies before the others.
+	BuildLimits []BuildLimit
 
 	keys        map[string]*grant   // by the key's wire form
 	authorities map[string][]*grant // by the wire form of a key that signs certificates, in the order of the file
@@ -190,6 +194,11 @@ type Builder struct {
 	// Domains are those that may use the builder.
 	Domains []string
 	Content Content
+	// Resources are what builds need of it besides a slot, by name: as much as all
+	// its builds together may take.
+	Resources map[string]int64
+	Load      LoadLimits
+	Wake      Wake
 }
 
 // Role is what a principal may do. The zero value may do nothing.
@@ -244,6 +253,10 @@ type Principal struct {
 	// Jump are the targets that the principal may reach through the proxy, as a
 	// jump host. None: it may reach nothing.
 	Jump []JumpTarget
+	// Class says before and behind whom its builds wait, and Weight how much it gets
+	// against others of its class; 1 is usual.
+	Class  Class
+	Weight float64
 }
 
 // JumpTarget is a pattern of targets of the bastion. Two are the same if == says

@@ -14,7 +14,7 @@ const (
 
 // principal reads one principal.
 func (d *decoder) principal(n *yaml.Node) {
-	p := Principal{Domain: defaultDomainName}
+	p := Principal{Domain: defaultDomainName, Weight: 1}
 	index := len(d.pol.Principals)
 	values := d.mapping(n, "principals.",
 		setting{"name", func(n *yaml.Node) { p.Name, _ = d.checkedText(n, checkName) }},

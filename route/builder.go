@@ -21,6 +21,8 @@ type Builder struct {
 	// Domains are those that may use the builder and learn that it exists. None
 	// means nobody.
 	Domains []string
+	// Resources are what its builds may take of it together, besides slots.
+	Resources map[string]int64
 }
 
 // speed is how fast the builder runs builds of a system, 1 being usual.
@@ -48,26 +50,42 @@ type place struct {
 
 func (p *place) removed() bool { return p.index < 0 }
 
-func (p *place) free() bool { return p.up() && p.busy < p.MaxJobs }
+func (p *place) free() bool { return p.up() && p.busy < p.MaxJobs && !(p.trial && p.trying) }
 
-// health is why a builder gets no builds although it is configured. The two
-// causes are independent: a connection that comes up does not end a suspension.
+// health is why a builder gets no builds although it is configured. The causes are
+// independent: a connection that comes up does not end a suspension.
 type health struct {
 	down       bool
 	downReason string
 	// until is the end of the suspension; zero if there is none.
 	until         time.Time
 	suspendReason string
+	// drained and overloaded are reasons, for people; empty if it is not.
+	drained, overloaded string
+	// asleep says that the builder must be woken first, which takes wake.
+	asleep bool
+	wake   time.Duration
+	breaker
 }
 
-func (h *health) up() bool { return !h.down && h.until.IsZero() }
+// up reports whether builds may be placed.
+func (h *health) up() bool { return h.hopeful() && h.until.IsZero() && h.overloaded == "" }
+
+// hopeful reports whether builds wait for the builder: it is up or will be so by
+// itself.
+func (h *health) hopeful() bool { return !h.down && h.drained == "" }
 
 // trouble says for people why the builder is not up.
 func (h *health) trouble() string {
-	if h.down {
+	switch {
+	case h.drained != "":
+		return withReason("drained", h.drained)
+	case h.down:
 		return withReason("down", h.downReason)
+	case !h.until.IsZero():
+		return withReason("suspended until "+h.until.UTC().Format("15:04:05 MST"), h.suspendReason)
 	}
-	return withReason("suspended until "+h.until.UTC().Format("15:04:05 MST"), h.suspendReason)
+	return withReason("overloaded", h.overloaded)
 }
 
 func withReason(state, reason string) string {

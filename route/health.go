@@ -25,6 +25,35 @@ func (r *Router) Suspend(builder, reason string, until time.Time) {
 	r.setHealth(builder, func(h *health) { h.until, h.suspendReason = until, reason })
 }
 
+// Drain keeps new builds from a builder until Undrain, and says why, for people: an
+// empty reason is "by the admin". Leases there are not touched, and requests that no
+// other builder matches do not wait for it. An unknown name is ignored.
+func (r *Router) Drain(builder, reason string) {
+	if reason == "" {
+		reason = "by the admin"
+	}
+	r.setHealth(builder, func(h *health) { h.drained = reason })
+}
+
+// Undrain ends what Drain began.
+func (r *Router) Undrain(builder string) {
+	r.setHealth(builder, func(h *health) { h.drained = "" })
+}
+
+// SetOverloaded keeps new builds from a builder that is busy with other work, and
+// says why, for people; an empty reason ends it. Requests wait for it meanwhile. An
+// unknown name is ignored.
+func (r *Router) SetOverloaded(builder, reason string) {
+	r.setHealth(builder, func(h *health) { h.overloaded = reason })
+}
+
+// SetAsleep says that a builder is asleep and takes so long to wake, or that it is
+// awake. It gets builds all the same where that pays: whoever holds the lease wakes
+// it. An unknown name is ignored.
+func (r *Router) SetAsleep(builder string, asleep bool, wake time.Duration) {
+	r.setHealth(builder, func(h *health) { h.asleep, h.wake = asleep, wake })
+}
+
 func (r *Router) setHealth(builder string, set func(*health)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -3,6 +3,7 @@ package route
 import (
 	"context"
 	"fmt"
+	"time"
 )
 
 // Lease is a place on a builder for one build. Its slot counts, at the builder
@@ -14,7 +15,11 @@ type Lease struct {
 	place     *place
 	principal *principal
 	decision  Decision
-	released  bool // guarded by Router.mu
+	inputs    []Input
+	trial     bool // the builder proves itself with it
+	// Guarded by Router.mu:
+	released bool
+	began    time.Time // zero before
 }
 
 // Builder is the name of the builder.
@@ -22,6 +27,31 @@ func (l *Lease) Builder() string { return l.decision.Builder }
 
 // Decision is the ranking that led to the builder. It is shared: do not change it.
 func (l *Lease) Decision() Decision { return l.decision }
+
+// Transferred says that the inputs have reached the builder, how many bytes of them
+// were sent, and how long that took: the builder's bandwidth is learned from it. What
+// it was thought to lack it is known to hold.
+func (l *Lease) Transferred(bytes int64, took time.Duration) {
+	ids := make([]PathID, len(l.inputs))
+	for i, in := range l.inputs {
+		ids[i] = in.ID
+	}
+	l.router.NoteHeld(l.Builder(), ids...)
+}
+
+// Began says that the builder is asked to build now.
+func (l *Lease) Began() {
+	l.router.mu.Lock()
+	defer l.router.mu.Unlock()
+	l.began = l.router.now()
+}
+
+// Built releases the lease of a build that went well: its duration since Began is
+// learned, and that the builder works.
+func (l *Lease) Built() {
+	l.router.setHealth(l.Builder(), func(h *health) { h.breaker.trial = false })
+	l.Release()
+}
 
 // Release gives the slot to whoever waits for it. Only the first call counts.
 func (l *Lease) Release() {
@@ -32,6 +62,9 @@ func (l *Lease) Release() {
 		return
 	}
 	l.released = true
+	if l.trial {
+		l.place.trying = false
+	}
 	l.place.busy--
 	r.noteReleased(l.place)
 	l.principal.busy--

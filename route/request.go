@@ -22,15 +22,47 @@ type Request struct {
 	// "ca-derivations" where output paths are not known before the build.
 	System   string
 	Features []string
+	// Class and Weight say how the principal stands to others that wait: a class goes
+	// before the next, and inside one who was served least for its weight is first.
+	// A weight of 0 or less means 1.
+	Class  Class
+	Weight float64
+	// Soft are features of Features that are wishes: builders that lack them match,
+	// and those that have them are preferred.
+	Soft []string
+	// Needs are amounts of the builder's resources, taken while the lease is held.
+	Needs map[string]int64
+	// Alone asks for a builder on which nothing else is built meanwhile.
+	Alone bool
+	// Job is the name under which the duration is learned, see [JobName]; empty
+	// if nothing is known of it.
+	Job string
+	// InputJobs are the jobs whose outputs are among the inputs, as far as names
+	// tell. They are learned to be waited for by this one.
+	InputJobs []string
 	// Inputs are what the builder needs to have, with the sizes of their NARs in
 	// bytes.
 	Inputs []Input
 	// Exclude are builders that must not be chosen, each at most once.
 	Exclude []Exclusion
+	// Avoid are builders that are chosen only where no other is left.
+	Avoid []Exclusion
 	// Patience is how long the request may wait while every builder that matches
 	// is down. 0 means that it fails at once.
 	Patience time.Duration
 }
+
+// Class is how urgent requests are. The zero value is the usual one.
+type Class int8
+
+const (
+	// Normal requests are the usual ones.
+	Normal Class = 0
+	// Interactive ones go before all others.
+	Interactive Class = -1
+	// Bulk ones go behind all others.
+	Bulk Class = 1
+)
 
 // Input is a path that a build needs.
 type Input struct {

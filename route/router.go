@@ -202,9 +202,11 @@ func (r *Router) grant(w *waiter, decision Decision) {
 	p, owner := r.byName[decision.Builder], w.lane.principal
 	p.busy++
 	owner.busy++
+	trial := p.trial && !p.trying
+	p.trying = p.trying || trial
 	r.noteState(p)
 	r.remove(w)
-	w.lease = &Lease{router: r, place: p, principal: owner, decision: decision}
+	w.lease = &Lease{router: r, place: p, principal: owner, decision: decision, inputs: w.req.Inputs, trial: trial}
 	close(w.done)
 }
 
