@@ -15,7 +15,7 @@ const maxBuilderJobs = 10_000
 
 // builder reads one builder.
 func (d *decoder) builder(n *yaml.Node) {
-	b := Builder{MaxJobs: defaultMaxJobs, SpeedFactor: 1, Domains: []string{defaultDomainName}, Content: ContentAccept, Load: defaultLoad()}
+	b := Builder{MaxJobs: defaultMaxJobs, SpeedFactor: 1, Domains: []string{defaultDomainName}, Content: ContentAccept, Load: d.usualLoad}
 	values := d.mapping(n, "builders.",
 		setting{"name", func(n *yaml.Node) { b.Name, _ = d.checkedText(n, checkName) }},
 		setting{"address", func(n *yaml.Node) { d.place(n, &b) }},
@@ -34,6 +34,10 @@ func (d *decoder) builder(n *yaml.Node) {
 		setting{"remote_program", overSSH(&b, func(n *yaml.Node) { d.remoteProgram(n, &b) })},
 		setting{"domains", func(n *yaml.Node) { b.Domains = d.builderDomains(n) }},
 		setting{"builder_content", func(n *yaml.Node) { b.Content = d.content(n) }},
+		setting{"resources", func(n *yaml.Node) { b.Resources = d.builderResources(n) }},
+		setting{"load", func(n *yaml.Node) { b.Load = d.load(n, "builders.load.", b.Load) }},
+		setting{"wake", overSSH(&b, func(n *yaml.Node) { d.wake(n, &b.Wake) })},
+		setting{"sleep", overSSH(&b, func(n *yaml.Node) { d.sleep(n, &b.Wake) })},
 	)
 	d.requireOfBuilder(n, values, &b)
 	if at := values["name"]; at != nil && b.Name != "" {
@@ -54,6 +58,7 @@ func (d *decoder) requireOfBuilder(n *yaml.Node, values map[string]*yaml.Node, b
 		[2]string{"address", "say where it is: address: builder1.example.org:22"},
 		[2]string{"systems", "list what it builds for: systems: [x86_64-linux]"},
 	)
+	d.wakeful(values, what, b)
 	if b.Socket != "" {
 		d.refuseRemoteOnly(values, what)
 		return

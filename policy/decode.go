@@ -24,6 +24,8 @@ type decoder struct {
 	// of the file, by the key's wire form.
 	authorities map[string][]*ownedKey
 	pol         *Policy
+	// usualLoad is that of builders without an own one; it is read before them.
+	usualLoad LoadLimits
 
 	// schema has every key that mapping was ever asked for and whether the file
 	// has it, as "builders.name".
@@ -34,6 +36,8 @@ type decoder struct {
 	references                                []reference
 	shared                                    []sharing
 	jumps                                     []jumpReference
+	needed                                    []needed
+	limited                                   []limited
 	signers                                   []signer
 }
 
@@ -226,12 +230,17 @@ const maxSpeed = 1_000_000
 
 // speed reads a number above zero, which may have a decimal point.
 func (d *decoder) speed(n *yaml.Node) (float64, bool) {
+	return d.measure(n, 0.001, maxSpeed, "1 is the usual speed, 2 is twice as fast")
+}
+
+// measure reads a number from least up to most, which may have a decimal point.
+func (d *decoder) measure(n *yaml.Node, least, most float64, hint string) (float64, bool) {
 	if !d.number(n, decimalPoint, "a number") {
 		return 0, false
 	}
 	value, err := strconv.ParseFloat(n.Value, 64)
-	if err != nil || math.IsNaN(value) || value < 0.001 || value > maxSpeed {
-		d.mistake(n, "1 is the usual speed, 2 is twice as fast", "%s is not from 0.001 to %d", clip(n.Value), maxSpeed)
+	if err != nil || math.IsNaN(value) || value < least || value > most {
+		d.mistake(n, hint, "%s is not from %s to %s", clip(n.Value), speedText(least), speedText(most))
 		return 0, false
 	}
 	return value, true

@@ -19,6 +19,7 @@ func (p *Policy) Describe(w io.Writer, host string) error {
 	}
 	t := &description{pol: p, grants: p.grantsByPrincipal(), now: time.Now()}
 	t.server()
+	t.scheduling()
 	for i := range p.Domains {
 		t.domain(&p.Domains[i])
 	}
@@ -155,6 +156,12 @@ func (t *description) principal(q Principal) {
 	if q.MaxConnections > 0 {
 		parts = append(parts, "at most "+countOf(q.MaxConnections, "connection"))
 	}
+	if q.Class != ClassNormal {
+		parts = append(parts, "its builds are "+q.Class.String()+" (class)")
+	}
+	if q.Weight != 1 {
+		parts = append(parts, "weight "+speedText(q.Weight))
+	}
 	if q.NoBuilder == NoBuilderRefuse {
 		parts = append(parts, "sent away while no builder is up")
 	}
@@ -244,6 +251,7 @@ func (t *description) builder(b *Builder) {
 	} else {
 		t.line(1, "an input that it holds already is used, whatever its bytes, as Nix does (builder_content: accept)")
 	}
+	t.builderScheduling(b)
 }
 
 // reachText says how a builder is reached.
@@ -295,6 +303,7 @@ func (t *description) warnings() {
 	t.signingWarnings(warn)
 	t.keyWarnings(warn)
 	t.certificateWarnings(warn)
+	t.schedulingWarnings(warn)
 	if len(p.Admin.Socket) > maxSocketPath {
 		warn("the path of the admin's socket is longer than %d bytes, which no socket can have; choose another: admin: {socket: PATH}", maxSocketPath)
 	}

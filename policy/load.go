@@ -35,7 +35,7 @@ func newDecoder(file string, disk disk) *decoder {
 		dir = filepath.Dir(file) // the working directory is gone; relative to it is what is left
 	}
 	return &decoder{
-		file: file, dir: dir, disk: disk, pol: defaults(), schema: map[string]bool{}, keys: keyring{}, authorities: map[string][]*ownedKey{},
+		file: file, dir: dir, disk: disk, pol: defaults(), usualLoad: defaultLoad(), schema: map[string]bool{}, keys: keyring{}, authorities: map[string][]*ownedKey{},
 		domainsSeen: names{}, buildersSeen: names{}, principalsSeen: names{},
 	}
 }

@@ -93,7 +93,7 @@ admin: {socket: run/admin, users: [anna, otto]}
 		b.MaxJobs != 1 || b.SpeedFactor != 1 || b.Domains[0] != "default" || b.Content != ContentAccept {
 		t.Errorf("builder %+v", b)
 	}
-	want := Principal{Name: "anna", Role: RoleRead, Domain: "ci", MaxJobs: 4, MaxConnections: 5, NoBuilder: NoBuilderRefuse}
+	want := Principal{Name: "anna", Role: RoleRead, Domain: "ci", MaxJobs: 4, MaxConnections: 5, NoBuilder: NoBuilderRefuse, Weight: 1}
 	if !reflect.DeepEqual(pol.Principals[0], want) {
 		t.Errorf("principal %+v, want %+v", pol.Principals[0], want)
 	}
@@ -155,7 +155,7 @@ func TestBuildersAreReachedAsTheFileSays(t *testing.T) {
 	}
 	want := Builder{
 		Name: "local", Socket: "/nix/var/nix/daemon-socket/socket", Systems: map[string]float64{"i686-linux": 1}, Features: []string{"kvm"},
-		MaxJobs: 2, SpeedFactor: 1, Domains: []string{"default"}, Content: ContentAccept,
+		MaxJobs: 2, SpeedFactor: 1, Domains: []string{"default"}, Content: ContentAccept, Load: defaultLoad(),
 	}
 	if !reflect.DeepEqual(pol.Builders[1], want) {
 		t.Errorf("builder %+v, want %+v", pol.Builders[1], want)

@@ -31,6 +31,8 @@ func (d *decoder) principal(n *yaml.Node) {
 		setting{"check_builds", func(n *yaml.Node) { p.CheckBuilds = d.allows(n) }},
 		setting{"repair_builds", func(n *yaml.Node) { p.RepairBuilds = d.allows(n) }},
 		setting{"jump", func(n *yaml.Node) { p.Jump = d.jump(n) }},
+		setting{"class", func(n *yaml.Node) { p.Class, _ = choice(d, n, classes) }},
+		setting{"weight", func(n *yaml.Node) { p.Weight = d.weight(n) }},
 	)
 	d.buildModes(values, &p)
 	d.requireOfPrincipal(n, values, p.Name)
@@ -50,7 +52,7 @@ func (d *decoder) buildModes(values map[string]*yaml.Node, p *Principal) {
 	if p.Role != RoleRead {
 		return
 	}
-	for _, key := range []string{"check_builds", "repair_builds"} {
+	for _, key := range []string{"check_builds", "repair_builds", "class", "weight"} {
 		if at := values[key]; at != nil {
 			d.mistake(at, "remove it", "principal %s has role read and builds nothing, so %q has no meaning", quote(p.Name), key)
 		}

@@ -44,6 +44,8 @@ func (d *decoder) relations() {
 	}
 	d.jumpBuilders()
 	d.signersAreNotImpersonated()
+	d.neededResourcesExist()
+	d.limitsCount()
 }
 
 func (d *decoder) danglingDomains() {

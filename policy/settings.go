@@ -24,9 +24,12 @@ func (d *decoder) settings(n *yaml.Node) {
 		setting{"trusted_public_keys", func(n *yaml.Node) { p.TrustedPublicKeys = d.trustedKeys(n) }},
 		setting{"admin", d.admin},
 		setting{"domains", d.domains},
+		setting{"load", func(n *yaml.Node) { d.usualLoad = d.load(n, "load.", d.usualLoad) }},
 		setting{"builders", func(n *yaml.Node) { d.list(n, d.builder) }},
 		setting{"principals", func(n *yaml.Node) { d.list(n, d.principal) }},
 		setting{"revoked_keys", d.revokedKeys},
+		setting{"scheduling", d.scheduling},
+		setting{"build_limits", func(n *yaml.Node) { d.rules(n, d.buildLimit) }},
 	)
 	d.require(n, values, "the file",
 		[2]string{"state_dir", "name the directory for the host key and the cache: state_dir: /var/lib/nixbastion"})

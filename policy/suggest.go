@@ -12,6 +12,9 @@ var alsoCalled = map[string]string{
 	"system": "systems", "jobs": "max_jobs", "speed": "speed_factor", "supported_features": "features",
 	"users": "principals", "clients": "principals", "machines": "builders", "authorized_keys_file": "authorized_keys",
 	"public_keys": "keys", "max_size": "size", "address": "listen", "port": "listen", "state": "state_dir",
+	"max_silent_time": "max_silent", "silent_timeout": "max_silent", "max_build_log_size": "max_log_size", "max_time": "timeout", "build_timeout": "timeout",
+	"retries": "attempts", "max_attempts": "attempts", "tries": "attempts", "priority": "class", "share": "weight", "consumables": "resources",
+	"requires": "feature", "features": "feature", "pattern": "name", "pname": "name", "idle": "after", "wake_up": "wake", "suspend": "sleep",
 	"trusted_keys": "trusted_public_keys", "permit_open": "jump", "permitopen": "jump", "jump_hosts": "jump", "targets": "jump",
 }
 
