@@ -3,7 +3,6 @@ package policy
 import (
 	"cmp"
 	"slices"
-	"strings"
 	"time"
 
 	"gopkg.in/yaml.v3"
@@ -17,13 +16,29 @@ const (
 
 // limited is where a rule of build_limits stands.
 type limited struct {
-	rule          int // in Policy.BuildLimits
-	at, principal *yaml.Node
+	rule   int // in Policy.BuildLimits
+	at     *yaml.Node
+	values map[string]*yaml.Node
+	sound  bool // it says what its author meant, as far as it goes
+}
+
+// buildLimitKey is the key of a limit.
+type buildLimitKey struct {
+	key string
+	set func(*BuildLimit) bool // whether a rule says something of it
+}
+
+var buildLimits = []buildLimitKey{
+	{"max_silent", func(l *BuildLimit) bool { return l.MaxSilent != 0 }},
+	{"timeout", func(l *BuildLimit) bool { return l.Timeout != 0 }},
+	{"max_log_size", func(l *BuildLimit) bool { return l.MaxLogSize != 0 }},
+	{"cores", func(l *BuildLimit) bool { return l.Cores != 0 }},
 }
 
 // buildLimit reads one rule of build_limits.
 func (d *decoder) buildLimit(n *yaml.Node) {
 	var l BuildLimit
+	before := d.mistakes.count()
 	values := d.mapping(n, "build_limits.",
 		setting{"principal", func(n *yaml.Node) { l.Principal, _ = d.text(n) }},
 		setting{"system", func(n *yaml.Node) { l.System, _ = d.checkedText(n, checkWord) }},
@@ -33,28 +48,24 @@ func (d *decoder) buildLimit(n *yaml.Node) {
 		setting{"max_log_size", func(n *yaml.Node) { d.sizeInto(&l.MaxLogSize, n, leastLogLimit) }},
 		setting{"cores", func(n *yaml.Node) { l.Cores, _ = d.count(n, 1, maxCores) }},
 	)
-	if values == nil {
-		return
+	sound := d.mistakes.count() == before
+	if sound && !slices.ContainsFunc(buildLimits, func(limit buildLimitKey) bool { return limit.set(&l) }) {
+		d.mistake(n, "give it one of max_silent, timeout, max_log_size, cores", "the rule sets no limit")
 	}
-	limits := []string{"max_silent", "timeout", "max_log_size", "cores"}
-	if !slices.ContainsFunc(limits, func(key string) bool { return values[key] != nil }) {
-		d.mistake(n, "give it one of "+strings.Join(limits, ", "), "the rule sets no limit")
-	}
-	d.limited = append(d.limited, limited{len(d.pol.BuildLimits), n, values["principal"]})
+	d.limited = append(d.limited, limited{len(d.pol.BuildLimits), n, values, sound})
 	d.pol.BuildLimits = append(d.pol.BuildLimits, l)
 }
 
-// limitsCount refuses rules that could never count: for nobody, or behind others
-// that set the same.
+// limitsCount refuses what could never count: rules for nobody, and limits behind
+// others that leave nothing to them.
 func (d *decoder) limitsCount() {
 	for i, l := range d.limited {
 		rule := &d.pol.BuildLimits[l.rule]
-		if l.principal != nil && rule.Principal != "" {
-			d.limitedPrincipal(l.principal, rule.Principal)
+		if at := l.values["principal"]; at != nil && rule.Principal != "" {
+			d.limitedPrincipal(at, rule.Principal)
 		}
-		if first := d.hiddenBy(d.limited[:i], rule); first != nil {
-			d.mistake(l.at, "put the rule for fewer builds first, or remove this one",
-				"this rule never counts: the rule on line %d is for all of its builds and sets the same limits", first.Line)
+		if l.sound {
+			d.hiddenLimits(d.limited[:i], l.values, rule)
 		}
 	}
 }
@@ -67,54 +78,36 @@ func (d *decoder) limitedPrincipal(at *yaml.Node, name string) {
 		for _, p := range d.pol.Principals {
 			known = append(known, p.Name)
 		}
-		d.mistake(at, "use one of: "+orNone(known), "principal %s does not exist", quote(name))
+		d.mistake(at, "add it to principals"+orOneOf(known), "principal %s does not exist", quote(name))
 	case d.pol.Principals[i].Role == RoleRead:
 		d.mistake(at, "remove the rule", "principal %s has role read and builds nothing", quote(name))
 	}
 }
 
-// hiddenBy returns where an earlier rule stands that leaves nothing to a later one;
-// nil for none. A rule whose limits could not be read has none and is left alone.
-func (d *decoder) hiddenBy(earlier []limited, rule *BuildLimit) *yaml.Node {
-	if rule.isEmpty() {
-		return nil
-	}
-	for _, e := range earlier {
-		if first := &d.pol.BuildLimits[e.rule]; first.covers(rule) {
-			rest := *rule
-			rest.without(first)
-			if rest.isEmpty() {
-				return e.at
-			}
+// hiddenLimits notes which limits of a rule an earlier rule sets for all of its
+// builds.
+func (d *decoder) hiddenLimits(earlier []limited, values map[string]*yaml.Node, rule *BuildLimit) {
+	for _, limit := range buildLimits {
+		if !limit.set(rule) {
+			continue
+		}
+		first := slices.IndexFunc(earlier, func(e limited) bool {
+			other := &d.pol.BuildLimits[e.rule]
+			return e.sound && limit.set(other) && other.covers(rule)
+		})
+		if first >= 0 {
+			d.mistake(values[limit.key], "put the rule for fewer builds first, or remove the limit here",
+				"%q never counts here: the rule on line %d sets it for all of these builds", limit.key, earlier[first].at.Line)
 		}
 	}
-	return nil
 }
 
 // covers says that a rule applies to all builds that another one applies to.
 func (l *BuildLimit) covers(other *BuildLimit) bool {
 	same := func(mine, its string) bool { return mine == "" || mine == its }
-	return same(l.Principal, other.Principal) && same(l.System, other.System) && (same(l.Name, other.Name) || l.Name == "*")
-}
-
-// without takes from a rule what an earlier one sets.
-func (l *BuildLimit) without(first *BuildLimit) {
-	if first.MaxSilent != 0 {
-		l.MaxSilent = 0
-	}
-	if first.Timeout != 0 {
-		l.Timeout = 0
-	}
-	if first.MaxLogSize != 0 {
-		l.MaxLogSize = 0
-	}
-	if first.Cores != 0 {
-		l.Cores = 0
-	}
-}
-
-func (l *BuildLimit) isEmpty() bool {
-	return l.MaxSilent == 0 && l.Timeout == 0 && l.MaxLogSize == 0 && l.Cores == 0
+	// A "*" of the other pattern can only be in a "*" of ours, whatever text it stands
+	// for; without a pattern there is nothing but a "*" that matches.
+	return same(l.Principal, other.Principal) && same(l.System, other.System) && (l.Name == "" || MatchName(l.Name, other.Name))
 }
 
 // LimitsOf returns the limits of a build of a principal: for each the first rule that

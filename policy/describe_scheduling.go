@@ -185,7 +185,7 @@ func (t *description) schedulingWarnings(warn func(string, ...any)) {
 
 // needWarnings name what a feature that needs resources has too little of.
 func (t *description) needWarnings(rule *Need, warn func(string, ...any)) {
-	if rule.Feature == "" || slices.Contains(t.pol.Scheduling.SoftFeatures, rule.Feature) {
+	if rule.Feature == "" {
 		return
 	}
 	offered := false
@@ -201,7 +201,7 @@ func (t *description) needWarnings(rule *Need, warn func(string, ...any)) {
 			}
 		}
 	}
-	if !offered {
+	if !offered && !slices.Contains(t.pol.Scheduling.SoftFeatures, rule.Feature) {
 		warn("no builder offers the feature %s, of which scheduling.needs has a rule", rule.Feature)
 	}
 }

@@ -8,8 +8,9 @@
 //
 // A file is read in three steps. document.go turns its bytes into one tree of YAML
 // nodes without anything that YAML can hide things in. The decoders of
-// settings.go, builders.go and principals.go take the tree apart; each knows the
-// keys of one mapping. relations.go then looks at what parts say about each
+// settings.go, builders.go and principals.go take the tree apart, and those of
+// scheduling_decode.go, needs.go, build_limits.go, load_limits.go and wake.go; each
+// knows the keys of one mapping. relations.go then looks at what parts say about each
 // other.
 //
 // Nothing is denied here by a rule: who is not named has no rights at all.

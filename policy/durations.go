@@ -15,16 +15,13 @@ const durationHint = "write numbers with ms, s, m or h, as 90s or 1h30m"
 
 // duration reads a time from least up to most.
 func (d *decoder) duration(n *yaml.Node, least, most time.Duration) (time.Duration, bool) {
-	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!str" {
-		if n.Kind == yaml.ScalarNode && n.Value == "0" && least <= 0 {
-			return 0, true
-		}
+	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!str" && n.Value != "0" {
 		d.wrongType(n, "a duration with its unit", durationHint)
 		return 0, false
 	}
 	value, err := parseDuration(n.Value)
 	if err == nil && (value < least || value > most) {
-		err = refuse("choose a duration between them", "%s is not from %s to %s", quote(n.Value), durationText(least), durationText(most))
+		err = refuse("choose a duration between them", "%s is not from %s to %s", clip(n.Value), durationText(least), durationText(most))
 	}
 	if err != nil {
 		d.mistake(n, hintOf(err), "%v", err)
@@ -40,6 +37,9 @@ func (d *decoder) durationInto(to *time.Duration, n *yaml.Node, least, most time
 }
 
 func parseDuration(text string) (time.Duration, error) {
+	if text == "0" {
+		return 0, nil
+	}
 	if !durationGrammar.MatchString(text) {
 		return 0, refuse(durationHint, "%s is not a duration", quote(text))
 	}

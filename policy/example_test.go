@@ -69,9 +69,20 @@ func TestExampleTellsTheDefaults(t *testing.T) {
 	if !slices.Equal(plain.Listen, all.Listen) || plain.Cache != all.Cache || plain.Limits != all.Limits || plain.Log != all.Log {
 		t.Errorf("listen, limits or log: %v %+v %+v, as comments %v %+v %+v", plain.Listen, plain.Limits, plain.Log, all.Listen, all.Limits, all.Log)
 	}
+	usual := all.Scheduling // with what the file says to be no default
+	usual.SoftFeatures, usual.Alone, usual.Needs, usual.History = nil, nil, nil, ""
+	if !reflect.DeepEqual(plain.Scheduling, usual) || len(all.Scheduling.Needs) != 4 || len(all.BuildLimits) != 1 {
+		t.Errorf("scheduling: %+v, as comments %+v, and build_limits %+v", plain.Scheduling, all.Scheduling, all.BuildLimits)
+	}
 	a, b := plain.Builders[0], all.Builders[0]
 	if a.Content != b.Content || !slices.Equal(a.Domains, b.Domains) {
 		t.Errorf("builder: %+v, as comments %+v", a, b)
+	}
+	if other := all.Builders[1].Load; a.Load != b.Load || a.Load != other { // b has its own, other the usual one
+		t.Errorf("load: %+v, as comments %+v and %+v", a.Load, b.Load, other)
+	}
+	if b.Wake.Timeout != defaultWakeTimeout || b.Wake.After != defaultSleepAfter {
+		t.Errorf("wake: %+v", b.Wake)
 	}
 	if a.Protocol != b.Protocol {
 		t.Errorf("protocol: %v, as comments %v", a.Protocol, b.Protocol)
@@ -81,7 +92,7 @@ func TestExampleTellsTheDefaults(t *testing.T) {
 		t.Errorf("commands, admin or trusted keys: %+v, as comments %+v", plain, all)
 	}
 	if p, q := plain.Principals[0], all.Principals[0]; p.Domain != q.Domain || p.NoBuilder != q.NoBuilder ||
-		p.CheckBuilds != q.CheckBuilds || p.RepairBuilds != q.RepairBuilds {
+		p.CheckBuilds != q.CheckBuilds || p.RepairBuilds != q.RepairBuilds || p.Class != q.Class || p.Weight != q.Weight {
 		t.Errorf("principal: %+v, as comments %+v", p, q)
 	}
 }

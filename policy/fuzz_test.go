@@ -209,6 +209,7 @@ func checkAccepted(t *testing.T, pol *Policy) {
 		checkJump(t, pol, q)
 	}
 	checkSigners(t, pol)
+	checkScheduling(t, pol)
 	for _, b := range pol.Builders {
 		if b.Socket != "" {
 			checkLocal(t, b)
@@ -223,6 +224,43 @@ func checkAccepted(t *testing.T, pol *Policy) {
 	}
 	if pol.StateDir == "" || len(pol.Listen) == 0 || pol.Cache.Size <= pol.Cache.SpoolReserve || pol.Cache.SpoolReserve < 0 {
 		t.Fatalf("policy %+v", pol)
+	}
+}
+
+// checkScheduling holds that what was accepted can be had: a resource that somebody
+// needs is there, and every rule says something.
+func checkScheduling(t *testing.T, pol *Policy) {
+	s := &pol.Scheduling
+	if s.Attempts < 1 || s.StarveAfter <= 0 || s.HungAfter <= 0 || s.StartupGrace < 0 || s.Linger < 0 || s.FeedAheadLimit < 1 {
+		t.Fatalf("scheduling %+v", s)
+	}
+	for _, rule := range s.Needs {
+		if rule.Feature+rule.Name+rule.Attribute == "" || len(rule.Resources) == 0 && rule.AmountOf == "" || rule.AmountOf != "" && pol.mostOf(rule.AmountOf) == 0 {
+			t.Fatalf("need %+v", rule)
+		}
+		for resource, amount := range rule.Resources {
+			if amount < 1 || amount > pol.mostOf(resource) {
+				t.Fatalf("need %+v", rule)
+			}
+		}
+	}
+	for _, l := range pol.BuildLimits {
+		if l.MaxSilent < 0 || l.Timeout < 0 || l.MaxLogSize < 0 || l.Cores < 0 || l.MaxSilent == 0 && l.Timeout == 0 && l.MaxLogSize == 0 && l.Cores == 0 {
+			t.Fatalf("limit %+v", l)
+		}
+	}
+	for _, q := range pol.Principals {
+		if q.Weight <= 0 || q.Weight > maxWeight {
+			t.Fatalf("principal %+v", q)
+		}
+	}
+	for _, b := range pol.Builders {
+		if l := b.Load; l.Every <= 0 || l.MaxLoad < 0 || l.MaxPressure < 0 || l.MinMemory < 0 || l.MinDisk < 0 {
+			t.Fatalf("builder %+v", b)
+		}
+		if w := b.Wake; (len(w.Command) > 0) != (w.Timeout > 0) || (len(w.Sleep) > 0) != (w.After > 0) || len(w.Sleep) > 0 && len(w.Command) == 0 {
+			t.Fatalf("builder %+v", b)
+		}
 	}
 }
 

@@ -67,6 +67,8 @@ func (m *Mistakes) add(one Mistake) {
 	m.List = append(m.List, one)
 }
 
+func (m *Mistakes) count() int { return len(m.List) + m.More }
+
 // sorted returns the mistakes as an error, nil without any. Those of the policy
 // file come first.
 func (m *Mistakes) sorted(file string) error {

@@ -68,7 +68,7 @@ func (d *decoder) completeNeed(n *yaml.Node, values map[string]*yaml.Node) {
 			d.mistake(at, "name the attribute that it is about: attribute: memGiB", "%q has no meaning without %q", key, "attribute")
 		}
 	}
-	if at := values["amount_of"]; at != nil && values["value"] != nil {
+	if at := values["amount_of"]; at != nil && values["value"] != nil && values["attribute"] != nil {
 		d.mistake(at, "write resources: {mem: 16} for one value, or remove value",
 			"%q has no meaning beside %q, which says already what the attribute is", "amount_of", "value")
 	}
@@ -137,7 +137,7 @@ func (d *decoder) neededResourcesExist() {
 		switch {
 		case need.resource == "": // a mistake of its own
 		case most == 0:
-			d.mistake(need.at, "declare it on a builder, as resources: {"+need.resource+": 4}, or use one of those declared: "+orNone(d.pol.resourceNames()),
+			d.mistake(need.at, "declare it on a builder, as resources: {"+need.resource+": 4}"+orOneOf(d.pol.resourceNames()),
 				"no builder has the resource %s", quote(need.resource))
 		case need.amount > most:
 			d.mistake(need.at, "choose a smaller number, or give a builder more", "%d of resource %s are needed, and no builder has more than %d",
@@ -146,11 +146,12 @@ func (d *decoder) neededResourcesExist() {
 	}
 }
 
-func orNone(all []string) string {
-	if len(all) == 0 {
-		return "none"
+// orOneOf is the end of a hint.
+func orOneOf(known []string) string {
+	if len(known) == 0 {
+		return ""
 	}
-	return strings.Join(all, ", ")
+	return ", or use one of: " + strings.Join(known, ", ")
 }
 
 // mostOf is the largest amount of a resource that a builder has.
