@@ -2,14 +2,16 @@ package route
 
 import (
 	"fmt"
+	"slices"
 	"testing"
+	"time"
 )
 
-// fiftyBuilders has four kinds of them.
-func fiftyBuilders() []Builder {
+// fleet has n builders of four kinds.
+func fleet(n int) []Builder {
 	var builders []Builder
-	for i := range 50 {
-		b := linux(fmt.Sprintf("b%02d", i), 4).fast(float64(1 + i%3))
+	for i := range n {
+		b := linux(fmt.Sprintf("b%03d", i), 8).fast([]float64{2, 1, 0.6, 1}[i%4])
 		if i%4 == 0 {
 			b.Features = []string{"kvm"}
 		}
@@ -18,96 +20,134 @@ func fiftyBuilders() []Builder {
 	return builders
 }
 
-func fill(b *testing.B, r *Router) []*Lease {
-	var leases []*Lease
-	for {
-		w, err := r.enter(askLinux())
-		if err != nil {
-			b.Fatal(err)
-		}
-		if w.lease == nil {
-			r.leave(w)
-			return leases
-		}
-		leases = append(leases, w.lease)
-	}
+// bench is a router with builders that are all taken and a queue.
+type bench struct {
+	*Router
+	now     time.Time
+	running []*Lease
+	asked   int
+	inputs  []Input
+	took    []time.Duration
 }
 
-// BenchmarkIdle is Acquire and Release with nobody else.
-func BenchmarkIdle(b *testing.B) {
-	r := newRouter(fiftyBuilders()...)
-	for b.Loop() {
-		lease, err := r.Acquire(b.Context(), askLinux("kvm"), nil)
-		if err != nil {
-			b.Fatal(err)
-		}
-		lease.Release()
+func newBench(builders, inputs int) *bench {
+	b := &bench{now: frozen()}
+	b.Router = New(Options{Now: func() time.Time { return b.now }, QueueLimit: 20_000})
+	b.SetBuilders(fleet(builders))
+	for i := range inputs {
+		in := Input{b.Intern(fmt.Sprint("/nix/store/", i)), 1 << 20}
+		b.inputs = append(b.inputs, in)
+		b.NoteHeld(fmt.Sprintf("b%03d", i%builders), in.ID)
 	}
+	return b
 }
 
-// BenchmarkInputs adds 2,000 inputs to that.
-func BenchmarkInputs(b *testing.B) {
-	r := newRouter(fiftyBuilders()...)
+// request is the next one: of 40 principals, 500 jobs of very different durations.
+func (b *bench) request() Request {
+	b.asked++
 	req := askLinux()
-	for i := range 2000 {
-		req.Inputs = append(req.Inputs, Input{r.Intern(fmt.Sprint("/nix/store/", i)), 1})
-		r.NoteHeld(fmt.Sprintf("b%02d", i%50), req.Inputs[i].ID)
-	}
-	for b.Loop() {
-		lease, err := r.Acquire(b.Context(), req, nil)
+	req.Principal = fmt.Sprint("p", b.asked%40)
+	req.Job = fmt.Sprint("job", b.asked%500)
+	req.Inputs = b.inputs
+	return req
+}
+
+func (b *bench) ask() {
+	if _, err := b.Submit(b.request(), func(l *Lease, err error) {
 		if err != nil {
-			b.Fatal(err)
+			panic(err)
+		}
+		l.Began()
+		b.running = append(b.running, l)
+	}); err != nil {
+		panic(err)
+	}
+}
+
+// learn has every job built once.
+func (b *bench) learn() {
+	for i := range 500 {
+		b.estimates.learn(fmt.Sprint("job", i), "x86_64-linux", float64(1+i*i%997))
+	}
+}
+
+// timed notes how long something took.
+func (b *bench) timed(f func()) {
+	began := time.Now()
+	f()
+	b.took = append(b.took, time.Since(began))
+}
+
+func (b *bench) report(t *testing.B) {
+	slices.Sort(b.took)
+	t.ReportMetric(float64(b.took[len(b.took)/2].Microseconds()), "p50-us")
+	t.ReportMetric(float64(b.took[len(b.took)*99/100].Microseconds()), "p99-us")
+}
+
+// BenchmarkDecision is one step with 200 builders, 10,000 requests that wait and 2,000
+// inputs each: a build that ends, or one that comes, whose inputs were weighed
+// before.
+func BenchmarkDecision(t *testing.B) {
+	for _, step := range []string{"completion", "acquire"} {
+		t.Run(step, func(t *testing.B) {
+			b := newBench(200, 2000)
+			b.learn()
+			for b.waiting < 10_000 {
+				b.ask()
+			}
+			for t.Loop() {
+				b.now = b.now.Add(100 * time.Millisecond)
+				if step == "completion" {
+					l := b.running[0]
+					b.running = b.running[1:]
+					b.timed(l.Built)
+					b.ask()
+					continue
+				}
+				w := b.prepare(b.request())
+				w.ended = func() {}
+				b.timed(func() {
+					b.lock()
+					b.enqueue(w)
+					b.settle()
+					b.unlock()
+				})
+				b.leave(w)
+			}
+			b.report(t)
+		})
+	}
+}
+
+// BenchmarkWeigh is what comes before: 2,000 inputs at 200 builders.
+func BenchmarkWeigh(t *testing.B) {
+	b := newBench(200, 2000)
+	for t.Loop() {
+		b.timed(func() { b.prepare(b.request()) })
+	}
+	b.report(t)
+}
+
+// BenchmarkIdle is Acquire and Release with nobody else, on 50 builders.
+func BenchmarkIdle(t *testing.B) {
+	r := New(Options{})
+	r.SetBuilders(fleet(50))
+	for t.Loop() {
+		lease, err := r.Acquire(t.Context(), askLinux("kvm"), nil)
+		if err != nil {
+			t.Fatal(err)
 		}
 		lease.Release()
-	}
-}
-
-// BenchmarkQueue is one build that ends and one that comes while 10,000 wait, in
-// lanes of as many principals as named.
-func BenchmarkQueue(b *testing.B) {
-	for _, principals := range []int{1, 40, 1000} {
-		b.Run(fmt.Sprint(principals, "principals"), func(b *testing.B) { benchmarkQueue(b, principals) })
-	}
-}
-
-func benchmarkQueue(b *testing.B, principals int) {
-	r := New(Options{QueueLimit: 10_001})
-	r.SetBuilders(fiftyBuilders())
-	leases := fill(b, r)
-	next := 0
-	enter := func() *waiter {
-		req := askLinux()
-		req.Principal = fmt.Sprint("p", next%principals)
-		next++
-		w, err := r.enter(req)
-		if err != nil {
-			b.Fatal(err)
-		}
-		return w
-	}
-	var queue []*waiter
-	for range 10_000 {
-		queue = append(queue, enter())
-	}
-	for b.Loop() {
-		leases[0].Release()
-		leases = append(leases[1:], queue[0].lease)
-		queue = append(queue[1:], enter())
 	}
 }
 
 // BenchmarkReload replaces 50 builders while 10,000 requests of 40 principals wait.
-func BenchmarkReload(b *testing.B) {
-	r := newRouter(fiftyBuilders()...)
-	fill(b, r)
-	for i := range 10_000 {
-		req := askLinux()
-		req.Principal = fmt.Sprint("p", i%40)
-		if _, err := r.enter(req); err != nil {
-			b.Fatal(err)
-		}
+func BenchmarkReload(t *testing.B) {
+	b := newBench(50, 0)
+	for b.waiting < 10_000 {
+		b.ask()
 	}
-	for b.Loop() {
-		r.SetBuilders(fiftyBuilders())
+	for t.Loop() {
+		b.SetBuilders(fleet(50))
 	}
 }

@@ -1,6 +1,10 @@
 package route
 
-import "time"
+import (
+	"cmp"
+	"slices"
+	"time"
+)
 
 // Builder is what the router knows of a builder. The router keeps the slices
 // and the map: do not change them afterwards.
@@ -45,12 +49,97 @@ type place struct {
 	// builders; -1 once the builder is removed and only its leases are left.
 	index int
 	busy  int
+	// taken are the resources of the leases, and alone is one that wants no other
+	// beside it.
+	taken map[string]int64
+	alone *Lease
+	// leases are by their expected end.
+	leases []*Lease
+	// linkFree is when the inputs of all leases will be there, and sending is how
+	// many leases still wait for them.
+	linkFree float64
+	sending  int
+	store    *store
+	pace     *pace
 	health
 }
 
 func (p *place) removed() bool { return p.index < 0 }
 
-func (p *place) free() bool { return p.up() && p.busy < p.MaxJobs && !(p.trial && p.trying) }
+// free reports whether there is a slot for a plain build.
+func (p *place) free() bool {
+	return p.up() && p.busy < p.MaxJobs && p.alone == nil && !(p.trial && p.trying)
+}
+
+// hold takes a slot for a lease.
+func (p *place) hold(l *Lease) {
+	p.busy++
+	for name, amount := range l.needs {
+		if p.taken == nil {
+			p.taken = map[string]int64{}
+		}
+		p.taken[name] += amount
+	}
+	if l.isAlone {
+		p.alone = l
+	}
+	l.trial = p.trial && !p.trying
+	p.trying = p.trying || l.trial
+	p.sending++
+	p.insert(l)
+}
+
+// drop gives it back.
+func (p *place) drop(l *Lease) {
+	p.busy--
+	for name, amount := range l.needs {
+		p.taken[name] -= amount
+	}
+	if p.alone == l {
+		p.alone = nil
+	}
+	if l.trial {
+		p.trying = false
+	}
+	p.arrived(l)
+	p.remove(l)
+}
+
+// arrived notes that a lease waits for inputs no more.
+func (p *place) arrived(l *Lease) {
+	if l.arrived {
+		return
+	}
+	l.arrived = true
+	if p.sending--; p.sending == 0 {
+		p.linkFree = 0
+	}
+}
+
+func (p *place) insert(l *Lease) {
+	i, _ := slices.BinarySearchFunc(p.leases, l.end, func(o *Lease, end float64) int { return cmp.Compare(o.end, end) })
+	p.leases = slices.Insert(p.leases, i, l)
+}
+
+func (p *place) remove(l *Lease) {
+	if i := slices.Index(p.leases, l); i >= 0 {
+		p.leases = slices.Delete(p.leases, i, i+1)
+	}
+}
+
+// overrun is what a build that takes longer than thought is thought to take yet, as
+// a part of what it took: durations have long tails.
+const overrun = 0.5
+
+// refresh guesses anew when builds will end that should have.
+func (p *place) refresh(now float64) {
+	for len(p.leases) > 0 && p.leases[0].end <= now {
+		l := p.leases[0]
+		p.leases = p.leases[1:]
+		l.end = now + max(1, overrun*(now-l.started))
+		p.insert(l)
+	}
+}
 
 // health is why a builder gets no builds although it is configured. The causes are
 // independent: a connection that comes up does not end a suspension.

@@ -3,6 +3,7 @@ package route
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -10,7 +11,8 @@ import (
 
 func sameShape(a, b shape) bool {
 	return a.domain == b.domain && a.system == b.system &&
-		slices.Equal(a.features, b.features) && slices.Equal(a.exclude, b.exclude)
+		slices.Equal(a.hard, b.hard) && slices.Equal(a.soft, b.soft) && maps.Equal(a.needs, b.needs) && a.alone == b.alone &&
+		slices.Equal(a.exclude, b.exclude) && slices.Equal(a.avoid, b.avoid)
 }
 
 func frozen() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) }
@@ -36,10 +38,11 @@ func TestDecisionSaysWhy(t *testing.T) {
 	req.Exclude = []Exclusion{{"b7", "lost the connection"}}
 
 	want := `a 'x86_64-linux' with features {kvm}: goes to b2
-  b2: 2/4 busy, speed 2, score 1.5, 1.50 MiB missing
-  b1: 1/2 busy, speed 1, score 2, 2.50 MiB missing
-  b5: down: connection refused
+  estimate: 1m0s at speed 1, a guess
+  b2: 3/4 busy, speed 2, 1.50 MiB missing; done in 32s (build 30s, crowding 2.2s)
+  b1: 0/2 busy, speed 1, 2.50 MiB missing; done in 1m0s (build 1m0s)
   b6: suspended until 03:05:05 UTC: out of disk
+  b5: down: connection refused
   b7: excluded: lost the connection
   b3: lacks feature kvm
   b4: system is aarch64-linux, not x86_64-linux`
@@ -47,8 +50,8 @@ func TestDecisionSaysWhy(t *testing.T) {
 		t.Errorf("explained:\n%s\nwant:\n%s", got, want)
 	}
 	lease := take(t, r, req)
-	if got := lease.Decision().String(); got != want || lease.Builder() != "b2" {
-		t.Errorf("decided for %s:\n%s\nwant:\n%s", lease.Builder(), got, want)
+	if lease.Builder() != "b2" {
+		t.Errorf("decided for %s", lease.Builder())
 	}
 }
 
@@ -64,10 +67,10 @@ func TestDecisionSaysWhyItWaits(t *testing.T) {
 		req  Request
 		want string
 	}{
-		{askLinux(), "a 'x86_64-linux' with features {}: waits for b1\n  b1: 1/1 busy, speed 1, score 2, nothing missing"},
-		{limited, "a 'x86_64-linux' with features {}: waits, alice runs 1 of at most 1 builds\n  b1: 1/1 busy, speed 1, score 2, nothing missing"},
-		{askLinux("kvm"), "a 'x86_64-linux' with features {kvm}: no builder can run it\n  b1: lacks feature kvm"},
-		{elsewhere, "a 'x86_64-linux' with features {}: there is no builder"},
+		{askLinux(), "a 'x86_64-linux' with features {}: waits for b1\n  estimate: 1m0s at speed 1, a guess\n  b1: 1/1 busy, speed 1, nothing missing; done in 2m9s (wait 1m0s, build 1m0s, crowding 6.0s, penalty 2.5s)"},
+		{limited, "a 'x86_64-linux' with features {}: waits, alice runs 1 of at most 1 builds\n  estimate: 1m0s at speed 1, a guess\n  b1: 1/1 busy, speed 1, nothing missing; done in 2m9s (wait 1m0s, build 1m0s, crowding 6.0s, penalty 2.5s)"},
+		{askLinux("kvm"), "a 'x86_64-linux' with features {kvm}: no builder can run it\n  estimate: 1m0s at speed 1, a guess\n  b1: lacks feature kvm"},
+		{elsewhere, "a 'x86_64-linux' with features {}: there is no builder\n  estimate: 1m0s at speed 1, a guess"},
 	}
 	for _, test := range tests {
 		if got := r.Explain(test.req).String(); got != test.want {
@@ -75,35 +78,12 @@ func TestDecisionSaysWhyItWaits(t *testing.T) {
 		}
 	}
 	r.SetUp("b1", false, "")
-	want := "a 'x86_64-linux' with features {}: every builder that could run it is down\n  b1: down"
+	want := "a 'x86_64-linux' with features {}: every builder that could run it is down\n  estimate: 1m0s at speed 1, a guess\n  b1: down"
 	if got := r.Explain(askLinux()).String(); got != want {
 		t.Errorf("got:\n%s\nwant:\n%s", got, want)
 	}
 	if len(r.principals) != 1 || len(r.lanes) != 0 {
 		t.Errorf("explaining left %d principals and %d lanes", len(r.principals), len(r.lanes))
-	}
-}
-
-// TestLeastLoadOrder guards the order of the choice: a slot, load for speed, bytes,
-// name.
-func TestLeastLoadOrder(t *testing.T) {
-	tests := []struct {
-		name string
-		in   []Candidate
-		want string
-	}{
-		{"an idle fast one before an idle slow one", []Candidate{{Name: "a", Speed: 1}, {Name: "b", Speed: 2}}, "b"},
-		{"a fast one until its load is higher", []Candidate{{Name: "a", Speed: 1}, {Name: "b", Speed: 2, Busy: 2}}, "a"},
-		{"a free one before a fast one", []Candidate{{Name: "a", Speed: 9, State: Busy}, {Name: "b", Speed: 0.1}}, "b"},
-		{"fewer bytes at the same load", []Candidate{{Name: "a", Speed: 1, Missing: 2}, {Name: "b", Speed: 1, Missing: 1}}, "b"},
-		{"load before bytes", []Candidate{{Name: "a", Speed: 1, Missing: 2}, {Name: "b", Speed: 1, Busy: 1}}, "a"},
-		{"the name at last", []Candidate{{Name: "b", Speed: 1}, {Name: "a", Speed: 1}}, "a"},
-	}
-	for _, test := range tests {
-		LeastLoad{}.Rank(nil, test.in)
-		if test.in[0].Name != test.want {
-			t.Errorf("%s: chose %s", test.name, test.in[0].Name)
-		}
 	}
 }
 
@@ -116,7 +96,7 @@ func TestSpeedSharesTheWork(t *testing.T) {
 	for range 14 {
 		take(t, r, askLinux())
 	}
-	for name, want := range map[string]int{"a": 8, "b": 4, "c": 2} {
+	for name, want := range map[string]int{"a": 8, "b": 6, "c": 0} {
 		if got := busy(r, name); got != want {
 			t.Errorf("%s runs %d, want %d", name, got, want)
 		}
@@ -181,7 +161,7 @@ func TestWaitingIsASentence(t *testing.T) {
 		{Waiting{Ahead: 3, Builders: two}, "waiting: 3 ahead; b1 2/2 busy, b2 lacks feature kvm"},
 		{Waiting{Builders: two[:1]}, "waiting: next in the queue; b1 2/2 busy"},
 		{Waiting{Limit: "alice runs 4 of at most 4 builds", Builders: two[:1]}, "waiting: next in the queue; alice runs 4 of at most 4 builds; b1 2/2 busy"},
-		{Waiting{Builders: slices.Repeat(two[:1], 10)}, "waiting: next in the queue; b1 2/2 busy, b1 2/2 busy, b1 2/2 busy, b1 2/2 busy, b1 2/2 busy, b1 2/2 busy, b1 2/2 busy, b1 2/2 busy and 2 more"},
+		{Waiting{Ahead: 1, Builder: "b1", Wait: 40 * time.Second, Builders: two[:1], More: 2}, "waiting: 1 ahead; for b1 in about 40s; b1 2/2 busy and 2 more"},
 	}
 	for _, test := range tests {
 		if got := test.waiting.String(); got != test.want {

@@ -1,12 +1,6 @@
 package route
 
-import (
-	"slices"
-	"time"
-)
-
-// serves reports whether a domain may use the builder.
-func (p *place) serves(domain string) bool { return slices.Contains(p.Domains, domain) }
+import "time"
 
 // SetUp says whether a builder can be reached, and if not why, for people. A new
 // builder counts as up. Leases there are not touched. An unknown name is ignored.
@@ -55,8 +49,8 @@ func (r *Router) SetAsleep(builder string, asleep bool, wake time.Duration) {
 }
 
 func (r *Router) setHealth(builder string, set func(*health)) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.lock()
+	defer r.unlock()
 	p := r.byName[builder]
 	if p == nil || p.removed() {
 		return
@@ -71,6 +65,7 @@ func (r *Router) setHealth(builder string, set func(*health)) {
 
 func (r *Router) noteHealth(p *place) {
 	r.noteState(p)
+	r.unsettled = true
 	r.stirred.add(p.index)
 }
 
@@ -83,17 +78,28 @@ func (r *Router) endSuspensions(now time.Time) {
 	}
 }
 
-// Recheck does what has become due: it ends suspensions, and the wait of requests
-// whose patience is over. The router calls it itself when time.Now says so.
+// Recheck does what has become due: it ends suspensions and the wait of requests
+// whose patience is over, and plans anew where a build takes longer than thought. The
+// router calls it itself unless Options.Now is set.
 func (r *Router) Recheck() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.lock()
+	defer r.unlock()
 	r.wakeAt = time.Time{}
 	r.settle()
 }
 
+// NextDue is when Recheck has something to do; zero if that depends on others alone.
+func (r *Router) NextDue() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.nextDue()
+}
+
 // arm sets the timer to what is due next.
 func (r *Router) arm(now time.Time) {
+	if r.virtual {
+		return
+	}
 	due := r.nextDue()
 	if due.Equal(r.wakeAt) {
 		return
@@ -109,7 +115,7 @@ func (r *Router) arm(now time.Time) {
 
 // nextDue is when Recheck has something to do, zero if never.
 func (r *Router) nextDue() time.Time {
-	var due time.Time
+	due := r.planAt
 	sooner := func(t time.Time) {
 		if due.IsZero() || t.Before(due) {
 			due = t
@@ -120,10 +126,7 @@ func (r *Router) nextDue() time.Time {
 			sooner(p.until)
 		}
 	}
-	for _, l := range r.lanes {
-		if l.downSince.IsZero() {
-			continue
-		}
+	for l := range r.hopeless {
 		for _, w := range l.waiters {
 			sooner(w.deadline())
 		}

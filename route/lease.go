@@ -7,109 +7,173 @@ import (
 )
 
 // Lease is a place on a builder for one build. Its slot counts, at the builder
-// and for the principal, from Acquire until Release. Whoever holds it releases it
-// when the builder has replied, or when its session was seen to end: what follows
-// a build, such as fetching its outputs, needs no slot.
+// and for the principal, from Acquire until Release or Built. Whoever holds it
+// releases it when the builder has replied, or when its session was seen to end:
+// what follows a build, such as fetching its outputs, needs no slot.
 type Lease struct {
 	router    *Router
 	place     *place
 	principal *principal
-	decision  Decision
-	inputs    []Input
-	trial     bool // the builder proves itself with it
+	terms     Terms
+
+	system  string
+	job     string
+	needs   map[string]int64
+	isAlone bool
+	inputs  []Input
+	trial   bool // the builder proves itself with it
+
 	// Guarded by Router.mu:
 	released bool
-	began    time.Time // zero before
+	// seconds is the estimate at speed 1 and build that on this builder.
+	seconds, build float64
+	// started is when the place was taken, later when the build began, and end when
+	// it will be over; by the router's clock.
+	started, end float64
+	began        bool
+	// coming are inputs that are noted as held, though they are on their way.
+	coming  []Input
+	arrived bool
 }
 
 // Builder is the name of the builder.
-func (l *Lease) Builder() string { return l.decision.Builder }
+func (l *Lease) Builder() string { return l.place.Name }
 
-// Decision is the ranking that led to the builder. It is shared: do not change it.
-func (l *Lease) Decision() Decision { return l.decision }
+// Terms is what the choice of the builder was made of.
+func (l *Lease) Terms() Terms { return l.terms }
 
 // Transferred says that the inputs have reached the builder, how many bytes of them
-// were sent, and how long that took: the builder's bandwidth is learned from it. What
-// it was thought to lack it is known to hold.
+// were sent, and how long that took, waiting for others not counted: the builder's
+// bandwidth is learned from it.
 func (l *Lease) Transferred(bytes int64, took time.Duration) {
-	ids := make([]PathID, len(l.inputs))
-	for i, in := range l.inputs {
-		ids[i] = in.ID
-	}
-	l.router.NoteHeld(l.Builder(), ids...)
+	r := l.router
+	r.paths.note(l.place.store, l.inputs)
+	r.lock()
+	defer r.unlock()
+	l.coming = nil
+	l.place.arrived(l)
+	l.place.pace.learnBandwidth(bytes, took)
 }
 
 // Began says that the builder is asked to build now.
 func (l *Lease) Began() {
-	l.router.mu.Lock()
-	defer l.router.mu.Unlock()
-	l.began = l.router.now()
+	r := l.router
+	r.lock()
+	defer r.unlock()
+	if l.released {
+		return
+	}
+	l.began = true
+	l.started = r.clock()
+	l.place.remove(l)
+	l.end = l.started + l.build
+	l.place.insert(l)
 }
 
 // Built releases the lease of a build that went well: its duration since Began is
 // learned, and that the builder works.
 func (l *Lease) Built() {
-	l.router.setHealth(l.Builder(), func(h *health) { h.breaker.trial = false })
-	l.Release()
-}
-
-// Release gives the slot to whoever waits for it. Only the first call counts.
-func (l *Lease) Release() {
 	r := l.router
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.lock()
+	defer r.unlock()
 	if l.released {
 		return
 	}
-	l.released = true
-	if l.trial {
-		l.place.trying = false
+	if l.began {
+		l.learn(r.clock() - l.started)
 	}
-	l.place.busy--
-	r.noteReleased(l.place)
+	if l.place.trial {
+		l.place.trial = false
+		if !l.place.removed() {
+			r.noteHealth(l.place)
+		}
+	}
+	l.release()
+}
+
+// learn takes a duration in seconds.
+func (l *Lease) learn(took float64) {
+	p := l.place
+	configured := p.speed(l.system)
+	e := l.router.estimates
+	if expected, builds := e.known(l.job, l.system); builds > 0 {
+		p.pace.learnSpeed(expected, took, configured)
+	}
+	done := took * configured * p.pace.factor()
+	e.learn(l.job, l.system, done)
+	l.principal.served += (done - l.seconds) / l.principal.weight
+}
+
+// Release gives the slot to whoever waits for it. Only the first call of Release or
+// Built counts.
+func (l *Lease) Release() {
+	r := l.router
+	r.lock()
+	defer r.unlock()
+	if !l.released {
+		l.release()
+	}
+}
+
+func (l *Lease) release() {
+	r := l.router
+	l.released = true
+	r.paths.unnote(l.place.store, l.coming)
+	before := l.place.free()
+	l.place.drop(l)
+	r.noteReleased(l.place, before)
 	l.principal.busy--
 	r.dropIdle(l.principal)
 	r.settle()
 }
 
-func (r *Router) noteReleased(p *place) {
+func (r *Router) noteReleased(p *place, wasFree bool) {
 	switch {
 	case !p.removed():
 		r.noteState(p)
-		if p.busy >= p.MaxJobs {
-			r.stirred.add(p.index) // more was taken than there is since a reload
+		if !wasFree {
+			r.stirred.add(p.index)
 		}
 	case p.busy == 0:
 		delete(r.byName, p.Name)
+		r.paths.drop(p.store)
 	}
 }
+
+// tellEvery is how often a request that waits looks for news, at most.
+const tellEvery = 5 * time.Second
 
 // Acquire returns a place for a request, as soon as there is one. It fails at once
 // with a [NoBuilderError] if there can be none, with [ErrQueueFull] if too many wait
 // already, and with the cause of ctx when that ends.
 //
-// Where it has to wait it calls onWait, unless nil, at once and then whenever the
-// reasons have changed or the position has: by one near the front, by a tenth
-// farther back. It does so on its own goroutine, so never twice at a time and never
-// after it has returned. A slot may be given while onWait runs: it should not block.
+// Where it has to wait it calls onWait, unless nil, at once and then whenever a
+// builder's state or the place in the queue has changed, though not for every step
+// of a long queue. It does so on its own goroutine, so never twice at a time and
+// never after it has returned. A slot may be given while onWait runs: it should not
+// block.
 func (r *Router) Acquire(ctx context.Context, req Request, onWait func(Waiting)) (*Lease, error) {
 	if ctx.Err() != nil {
 		return nil, endOfWait(ctx)
 	}
-	w, err := r.enter(req)
+	done := make(chan struct{})
+	w, err := r.enter(req, func() { close(done) })
 	if err != nil {
 		return nil, err
 	}
 	tell := teller{router: r, w: w, onWait: onWait}
-	for !isClosed(w.done) {
-		tell.news()
+	for !isClosed(done) {
+		next := time.NewTimer(tell.news())
 		select {
-		case <-w.done:
+		case <-done:
 		case <-w.changed:
+		case <-next.C:
 		case <-ctx.Done():
+			next.Stop()
 			r.leave(w)
 			return nil, endOfWait(ctx)
 		}
+		next.Stop()
 	}
 	return w.lease, w.err
 }
@@ -127,14 +191,43 @@ func isClosed(done chan struct{}) bool {
 	}
 }
 
+// Submit is Acquire for who has a clock of his own and waits for many at once: granted
+// is called once with what Acquire would return, before Submit or the call that
+// brought it about returns. The function it returns ends the wait; granted is then
+// not called any more.
+func (r *Router) Submit(req Request, granted func(*Lease, error)) (cancel func(), err error) {
+	var w *waiter
+	ended := false
+	answer := func() {
+		if w == nil { // Submit has not come so far yet
+			ended = true
+			return
+		}
+		granted(w.lease, w.err)
+	}
+	entered, err := r.enter(req, answer)
+	if err != nil {
+		return nil, err
+	}
+	w = entered
+	if ended {
+		granted(w.lease, w.err)
+	}
+	return func() { r.leave(w) }, nil
+}
+
 // enter queues a request and places it if that is possible now. Only then the queue
 // may be found too long: one that need not wait is never refused for those who do.
-func (r *Router) enter(req Request) (*waiter, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	w := r.enqueue(req)
+// ended is called, without the router's lock, when the wait is over.
+func (r *Router) enter(req Request, ended func()) (*waiter, error) {
+	r.estimates.learnInputs(req.Job, req.InputJobs)
+	w := r.prepare(req)
+	w.ended = ended
+	r.lock()
+	defer r.unlock()
+	r.enqueue(w)
 	r.settle()
-	if r.waiting > r.queueLimit {
+	if r.waiting > r.queueLimit && !w.over() {
 		r.remove(w)
 		return nil, ErrQueueFull
 	}
@@ -143,13 +236,11 @@ func (r *Router) enter(req Request) (*waiter, error) {
 
 // leave ends the wait of w, and gives back the place that it got in the meantime.
 func (r *Router) leave(w *waiter) {
-	r.mu.Lock()
+	r.lock()
+	defer r.unlock()
 	if !w.over() {
 		r.remove(w) // nobody gets a slot for that
-	}
-	lease := w.lease
-	r.mu.Unlock()
-	if lease != nil {
-		lease.Release()
+	} else if w.lease != nil && !w.lease.released {
+		w.lease.release()
 	}
 }

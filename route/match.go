@@ -1,6 +1,7 @@
 package route
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -20,15 +21,28 @@ type mismatch struct {
 	lacks []string
 	// demands are its mandatory features that are not required.
 	demands []string
+	// short are resources of which it has less than is needed.
+	short []string
 	// closed says that it takes no builds at all.
 	closed bool
 }
 
-// match is the rule of Nix's own build hook (build-remote.cc, machines.cc): the
+// match is what keeps a builder from ever running a request of a shape.
+func match(b *Builder, s *shape) mismatch {
+	m := matchFeatures(b, s.system, s.hard)
+	for _, name := range slices.Sorted(maps.Keys(s.needs)) {
+		if has := b.Resources[name]; has < s.needs[name] {
+			m.short = append(m.short, fmt.Sprintf("%d %s, not %d", has, name, s.needs[name]))
+		}
+	}
+	return m
+}
+
+// matchFeatures is the rule of Nix's own build hook (build-remote.cc, machines.cc): the
 // system is listed, or is "builtin"; every required feature is supported or
 // mandatory; every mandatory feature is required. What the builder's own
 // nix.conf says plays no part.
-func match(b *Builder, system string, required []string) mismatch {
+func matchFeatures(b *Builder, system string, required []string) mismatch {
 	var m mismatch
 	if _, listed := b.Systems[system]; !listed && system != builtin {
 		m.system, m.systems = system, slices.Sorted(maps.Keys(b.Systems))
@@ -48,7 +62,7 @@ func match(b *Builder, system string, required []string) mismatch {
 }
 
 func (m *mismatch) ok() bool {
-	return m.system == "" && !m.closed && len(m.lacks) == 0 && len(m.demands) == 0
+	return m.system == "" && !m.closed && len(m.lacks) == 0 && len(m.demands) == 0 && len(m.short) == 0
 }
 
 // String says it for people: "system is x86_64-linux, not aarch64-linux; lacks
@@ -63,6 +77,9 @@ func (m *mismatch) String() string {
 	}
 	if len(m.demands) > 0 {
 		parts = append(parts, "needs mandatory "+features(m.demands))
+	}
+	if len(m.short) > 0 {
+		parts = append(parts, "has "+strings.Join(m.short, ", "))
 	}
 	if m.closed {
 		parts = append(parts, "takes no builds")

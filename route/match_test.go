@@ -45,7 +45,7 @@ func TestMatchIsTheRuleOfNix(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			m := match(&test.builder, test.system, test.require)
+			m := matchFeatures(&test.builder, test.system, test.require)
 			if got := m.String(); got != test.want {
 				t.Errorf("got %q, want %q", got, test.want)
 			}
@@ -62,9 +62,17 @@ func TestShapesAreToldApart(t *testing.T) {
 	word := rapid.SampledFrom([]string{"", "a", `"`, `\`, `a""a`, `"-"`, "\x00"})
 	shapes := rapid.Custom(func(t *rapid.T) shape {
 		s := shape{system: word.Draw(t, "system")}
-		s.features = rapid.SliceOfN(word, 0, 2).Draw(t, "features")
+		s.hard = rapid.SliceOfN(word, 0, 2).Draw(t, "features")
+		s.soft = rapid.SliceOfN(word, 0, 1).Draw(t, "wishes")
+		if rapid.Bool().Draw(t, "needs") {
+			s.needs = map[string]int64{word.Draw(t, "resource"): int64(rapid.IntRange(1, 2).Draw(t, "amount"))}
+		}
+		s.alone = rapid.Bool().Draw(t, "alone")
 		for range rapid.IntRange(0, 1).Draw(t, "exclusions") {
 			s.exclude = append(s.exclude, Exclusion{word.Draw(t, "builder"), word.Draw(t, "reason")})
+		}
+		for range rapid.IntRange(0, 1).Draw(t, "avoided") {
+			s.avoid = append(s.avoid, Exclusion{word.Draw(t, "builder"), word.Draw(t, "reason")})
 		}
 		return s
 	})
@@ -74,7 +82,7 @@ func TestShapesAreToldApart(t *testing.T) {
 			t.Fatalf("keys %q and %q", a.key("p"), b.key("p"))
 		}
 	})
-	features := shape{features: []string{"a", "b"}}
+	features := shape{hard: []string{"a", "b"}}
 	excluded := shape{exclude: []Exclusion{{"a", "b"}}}
 	if features.key("p") == excluded.key("p") {
 		t.Error("an exclusion is taken for two features")

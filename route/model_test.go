@@ -16,7 +16,7 @@ import (
 // Acquire only adds the wait to what it calls here.
 func TestQueueAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		m := &model{now: frozen(), health: map[string]*health{}, limits: map[string]int{}}
+		m := &model{now: frozen(), health: map[string]*health{}, limits: map[string]int{}, told: map[*waiter]bool{}}
 		m.router = New(Options{Now: func() time.Time { return m.now }, QueueLimit: 12})
 		m.reload(t)
 		t.Repeat(map[string]func(*rapid.T){
@@ -41,6 +41,7 @@ type model struct {
 	limits   map[string]int     // of principals, by their newest requests
 	waiting  []*waiter          // by arrival
 	leases   []*Lease
+	told     map[*waiter]bool // that their wait is over
 }
 
 // mostly draws one value far more often than others: the others are what breaks
@@ -65,13 +66,25 @@ func (m *model) askOne(t *rapid.T) {
 		Domain:           mostly(t, "domain", "d", "e"),
 		System:           mostly(t, "system", "x", "y", builtin),
 		Features:         mostly(t, "features", nil, []string{"kvm"}, []string{"big"}, []string{"big", "kvm"}),
+		Class:            mostly(t, "class", Normal, Interactive, Bulk),
+		Needs:            mostly(t, "needs", nil, map[string]int64{"mem": 1}, map[string]int64{"mem": 3}),
+		Alone:            mostly(t, "alone", false, true),
+		Job:              mostly(t, "job", "", "x", "y"),
 		Patience:         time.Duration(rapid.IntRange(0, 5).Draw(t, "patience")) * time.Second,
 	}
 	for _, name := range mostly(t, "exclude", nil, []string{"b1"}, []string{"b2", "b3"}) {
 		req.Exclude = append(req.Exclude, Exclusion{Builder: name})
 	}
 	m.limits[req.Principal] = req.PrincipalMaxJobs
-	w, err := m.router.enter(req)
+	var told *waiter
+	w, err := m.router.enter(req, func() { // within enter or later
+		if told != nil {
+			m.told[told] = true
+		}
+	})
+	if told = w; w != nil && w.over() {
+		m.told[w] = true
+	}
 	switch {
 	case err == nil:
 		m.waiting = append(m.waiting, w)
@@ -88,6 +101,13 @@ func (m *model) release(t *rapid.T) {
 	i := rapid.IntRange(0, len(m.leases)-1).Draw(t, "lease")
 	lease := m.leases[i]
 	m.leases = slices.Delete(m.leases, i, i+1)
+	switch rapid.IntRange(0, 2).Draw(t, "end") {
+	case 0:
+		lease.Began()
+		lease.Built()
+	case 1:
+		lease.Transferred(1<<20, time.Second)
+	}
 	lease.Release()
 	lease.Release()
 }
@@ -110,6 +130,7 @@ func (m *model) reload(t *rapid.T) {
 			Features:          mostly(t, "supported", []string{"kvm"}, nil, []string{"big"}),
 			MandatoryFeatures: mostly(t, "mandatory", nil, []string{"big"}),
 			SpeedFactor:       mostly(t, "speed", 1.0, 0, 2),
+			Resources:         mostly(t, "resources", map[string]int64{"mem": 3}, nil),
 			Domains:           mostly(t, "domains", []string{"d", "e"}, nil, []string{"d"}, []string{"e"}),
 		}
 		for _, system := range mostly(t, "systems", []string{"x"}, nil, []string{"y"}, []string{"x", "y"}) {
@@ -173,7 +194,7 @@ func (m *model) collect(t *rapid.T) {
 		default:
 			still = append(still, w)
 		}
-		if w.over() != isClosed(w.done) {
+		if w.over() != m.told[w] {
 			t.Fatal("over, but nobody is told")
 		}
 	}
@@ -183,18 +204,26 @@ func (m *model) collect(t *rapid.T) {
 	}
 }
 
-// checkGrant: on a builder that may be used, within its slots and the principal's,
-// and before nobody who came earlier and could have had the slot.
+// checkGrant: on a builder that may be used, within its slots and the principal's.
 func (m *model) checkGrant(t *rapid.T, w *waiter) {
 	b := m.builder(w.lease.Builder())
-	if b == nil || !m.usable(w, b) || m.busy(b.Name) > b.MaxJobs || m.overLimit(w) {
+	if b == nil || !m.usable(w, b) || m.busy(b.Name) > b.MaxJobs || m.overLimit(w) || m.overTaken(w, b) {
 		t.Fatalf("request %d should not be on %s", w.seq, w.lease.Builder())
 	}
-	for _, earlier := range m.waiting {
-		if earlier.seq < w.seq && m.usable(earlier, b) && !m.atLimit(earlier) {
-			t.Fatalf("request %d on %s overtook %d", w.seq, b.Name, earlier.seq)
+}
+
+// overTaken: more of a resource than there is, or somebody beside one that wanted to
+// be alone.
+func (m *model) overTaken(w *waiter, b *Builder) bool {
+	taken, alone, all := int64(0), false, 0
+	for _, l := range m.leases {
+		if l.Builder() == b.Name {
+			taken += l.needs["mem"]
+			alone = alone || l.isAlone
+			all++
 		}
 	}
+	return taken > b.Resources["mem"] && len(w.req.Needs) > 0 || alone && all > 1
 }
 
 // checkFailure: of nobody who has a builder that is up.
@@ -208,6 +237,9 @@ func (m *model) checkFailure(t *rapid.T, w *waiter) {
 		b := &m.builders[i]
 		if m.usable(w, b) {
 			t.Fatalf("request %d failed although %s is up: %v", w.seq, b.Name, w.err)
+		}
+		if m.fits(w, b) && !m.excludes(w, b) && !m.health[b.Name].down {
+			t.Fatalf("request %d failed although %s is only suspended: %v", w.seq, b.Name, w.err)
 		}
 		fits = fits || m.fits(w, b) && !m.excludes(w, b)
 		excluded = excluded || m.fits(w, b)
@@ -224,16 +256,24 @@ func (m *model) checkFailure(t *rapid.T, w *waiter) {
 	}
 }
 
-// checkWaits: rightly so, because there is hope but no place.
+// checkWaits: rightly so, because there is hope but no place: who waits although a
+// builder is free waits for a better one that is not.
 func (m *model) checkWaits(t *rapid.T, w *waiter) {
-	hope, up := false, false
+	hope, up, free, busy := false, false, false, false
 	for i := range m.builders {
 		b := &m.builders[i]
-		hope = hope || m.fits(w, b) && !m.excludes(w, b)
-		up = up || m.usable(w, b)
-		if m.usable(w, b) && m.busy(b.Name) < b.MaxJobs && !m.atLimit(w) {
-			t.Fatalf("request %d waits though %s has a slot", w.seq, b.Name)
+		if !m.fits(w, b) || m.excludes(w, b) {
+			continue
 		}
+		hope = true
+		up = up || !m.health[b.Name].down
+		if m.usable(w, b) {
+			free = free || m.busy(b.Name) == 0
+			busy = busy || m.busy(b.Name) > 0
+		}
+	}
+	if free && !busy && !m.atLimit(w) && !m.special(w) {
+		t.Fatalf("request %d waits though all its builders are free", w.seq)
 	}
 	if !hope || !up && w.req.Patience == 0 {
 		t.Fatalf("request %d waits for nothing", w.seq)
@@ -241,28 +281,14 @@ func (m *model) checkWaits(t *rapid.T, w *waiter) {
 	if !up && !w.deadline().After(m.now) {
 		t.Fatalf("request %d waits longer than it has patience", w.seq)
 	}
-	if ahead := m.ahead(w); w.ahead != ahead {
-		t.Fatalf("request %d counts %d ahead, want %d", w.seq, w.ahead, ahead)
+	if ahead := m.router.stateOf(w).Ahead; ahead < 0 || ahead >= len(m.waiting) {
+		t.Fatalf("request %d counts %d ahead of %d that wait", w.seq, ahead, len(m.waiting))
 	}
 }
 
-func (m *model) ahead(w *waiter) int {
-	ahead := 0
-	for _, other := range m.waiting {
-		if other.seq < w.seq && m.compete(w, other) {
-			ahead++
-		}
-	}
-	return ahead
-}
-
-func (m *model) compete(v, w *waiter) bool {
-	if v.req.Principal == w.req.Principal && m.limit(v) > 0 {
-		return true
-	}
-	return slices.ContainsFunc(m.builders, func(b Builder) bool {
-		return m.fits(v, &b) && !m.excludes(v, &b) && m.fits(w, &b) && !m.excludes(w, &b)
-	})
+// special: others that need more than a slot may have a builder kept for them.
+func (m *model) special(w *waiter) bool {
+	return slices.ContainsFunc(m.waiting, func(other *waiter) bool { return other.lane.special() })
 }
 
 // checkStatus: the router counts what the model counts, and keeps nothing that is of
@@ -294,7 +320,7 @@ func (m *model) fits(w *waiter, b *Builder) bool {
 	_, listed := b.Systems[w.req.System]
 	all := append(slices.Clone(b.Features), b.MandatoryFeatures...)
 	return slices.Contains(b.Domains, w.req.Domain) && (listed || w.req.System == builtin) && b.MaxJobs > 0 &&
-		subset(w.req.Features, all) && subset(b.MandatoryFeatures, w.req.Features)
+		subset(w.req.Features, all) && subset(b.MandatoryFeatures, w.req.Features) && b.Resources["mem"] >= w.req.Needs["mem"]
 }
 
 func subset(a, b []string) bool {

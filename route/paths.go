@@ -3,6 +3,7 @@ package route
 import (
 	"hash/maphash"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
@@ -25,7 +26,7 @@ func (id PathID) index() int         { return int(uint32(id)) }
 func (id PathID) generation() uint32 { return uint32(id >> 32) }
 
 // paths gives paths their numbers and remembers which builder holds what.
-// What it knows only breaks ties, so it may forget and be wrong.
+// What it knows only weighs in estimates, so it may forget and be wrong.
 type paths struct {
 	limit int
 	// seed makes the 64-bit hash that stands for a path unpredictable: nobody can
@@ -35,8 +36,15 @@ type paths struct {
 	mu sync.Mutex // below Router.mu; guards what follows
 	// ids are by hash, not by name, since names are long and only asked for here.
 	ids         *simplelru.LRU[uint64, PathID]
-	generations []uint32          // by index; of the id that is valid now
-	held        map[string]bitset // by builder; of indexes
+	generations []uint32 // by index; of the id that is valid now
+	stores      map[*store]bool
+}
+
+// store is what a builder is known to hold. Guarded by paths.mu.
+type store struct {
+	held bitset // of indexes
+	// changes counts what came and went. It is read by anybody.
+	changes atomic.Uint32
 }
 
 func newPaths(limit int) *paths {
@@ -44,7 +52,7 @@ func newPaths(limit int) *paths {
 	if err != nil {
 		panic(err) // only for a limit below 1, which New does not let through
 	}
-	return &paths{limit: limit, seed: maphash.MakeSeed(), ids: ids, held: map[string]bitset{}}
+	return &paths{limit: limit, seed: maphash.MakeSeed(), ids: ids, stores: map[*store]bool{}}
 }
 
 func (p *paths) intern(path string) PathID {
@@ -68,8 +76,8 @@ func (p *paths) newID() PathID {
 	_, oldest, _ := p.ids.RemoveOldest()
 	i := oldest.index()
 	p.generations[i]++
-	for _, held := range p.held {
-		held.remove(i)
+	for s := range p.stores {
+		s.held.remove(i)
 	}
 	return newPathID(i, p.generations[i])
 }
@@ -78,55 +86,71 @@ func (p *paths) valid(id PathID) bool {
 	return id.index() < len(p.generations) && p.generations[id.index()] == id.generation()
 }
 
-// keep forgets all builders but those, and makes room for them.
-func (p *paths) keep(builders []*place) {
+// newStore makes one of which nothing is known, until drop.
+func (p *paths) newStore() *store {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	held := make(map[string]bitset, len(builders))
-	for _, b := range builders {
-		held[b.Name] = p.held[b.Name]
-	}
-	p.held = held
+	s := &store{}
+	s.changes.Add(1)
+	p.stores[s] = true
+	return s
 }
 
-func (p *paths) note(builder string, ids []PathID) {
+func (p *paths) drop(s *store) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	held, known := p.held[builder]
-	if !known {
-		return
+	delete(p.stores, s)
+}
+
+// note adds inputs to a store and returns those that were not known to be there.
+func (p *paths) note(s *store, inputs []Input) (added []Input) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.stores[s] {
+		return nil
 	}
-	for _, id := range ids {
-		if p.valid(id) {
-			held.add(id.index())
+	for _, in := range inputs {
+		if p.valid(in.ID) && !s.held.has(in.ID.index()) {
+			s.held.add(in.ID.index())
+			added = append(added, in)
 		}
 	}
-	p.held[builder] = held
+	if added != nil {
+		s.changes.Add(1)
+	}
+	return added
 }
 
-func (p *paths) forget(builder string) {
+// unnote takes inputs away again.
+func (p *paths) unnote(s *store, inputs []Input) {
+	if len(inputs) == 0 {
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if _, known := p.held[builder]; known {
-		p.held[builder] = nil
-	}
-}
-
-// fillMissing sets Missing of each candidate.
-func (p *paths) fillMissing(candidates []Candidate, inputs []Input) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for i := range candidates {
-		candidates[i].Missing = p.missing(p.held[candidates[i].Name], inputs)
-	}
-}
-
-func (p *paths) missing(held bitset, inputs []Input) int64 {
-	var bytes int64
 	for _, in := range inputs {
-		if !held.has(in.ID.index()) || !p.valid(in.ID) {
+		if p.valid(in.ID) {
+			s.held.remove(in.ID.index())
+		}
+	}
+	s.changes.Add(1)
+}
+
+func (p *paths) forget(s *store) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.held = nil
+	s.changes.Add(1)
+}
+
+// missing sums what a store lacks, and says by which change that was.
+func (p *paths) missing(s *store, inputs []Input) (bytes int64, changes uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, in := range inputs {
+		if !s.held.has(in.ID.index()) || !p.valid(in.ID) {
 			bytes += in.Size
 		}
 	}
-	return bytes
+	return bytes, s.changes.Load()
 }

@@ -6,9 +6,8 @@ import (
 )
 
 func missing(r *Router, builder string, inputs ...Input) int64 {
-	c := []Candidate{{Name: builder}}
-	r.paths.fillMissing(c, inputs)
-	return c[0].Missing
+	bytes, _ := r.paths.missing(r.storeOf(builder), inputs)
+	return bytes
 }
 
 // TestHeldPathsBreakTies guards against inputs that are sent where they are not
@@ -92,7 +91,7 @@ func TestHeldPathsGoWithTheBuilder(t *testing.T) {
 	r.Forget("stranger")
 	r.SetBuilders([]Builder{linux("b2", 1)})
 	r.SetBuilders([]Builder{linux("b1", 1), linux("b2", 1)})
-	if missing(r, "b1", a) != 1 || missing(r, "b2", a) != 0 || len(r.paths.held) != 2 {
-		t.Errorf("b1 misses %d, b2 %d, %d builders known", missing(r, "b1", a), missing(r, "b2", a), len(r.paths.held))
+	if missing(r, "b1", a) != 1 || missing(r, "b2", a) != 0 || len(r.paths.stores) != 2 {
+		t.Errorf("b1 misses %d, b2 %d, %d builders known", missing(r, "b1", a), missing(r, "b2", a), len(r.paths.stores))
 	}
 }

@@ -143,7 +143,7 @@ func TestQueueIsPassedByWhoCanRun(t *testing.T) {
 		lease := take(t, r, askLinux())
 		first := start(t, r, askLinux())
 		take(t, r, ask("aarch64-linux"))
-		expect(t, "first", first.last(), "waiting: next in the queue; b1 1/1 busy, b2 system is aarch64-linux, not x86_64-linux")
+		expect(t, "first", first.last(), "waiting: next in the queue; for b1 in about 1m0s; b1 1/1 busy, b2 system is aarch64-linux, not x86_64-linux")
 		second := start(t, r, ask("aarch64-linux"))
 		expect(t, "second", second.last(), "waiting: next in the queue; b2 1/1 busy, b1 system is x86_64-linux, not aarch64-linux")
 		lease.Release()
@@ -190,6 +190,8 @@ func TestCancelFreesThePlace(t *testing.T) {
 		if first.waits() || !errors.Is(first.err, context.Canceled) {
 			t.Fatalf("the cancelled request ended with %v", first.err)
 		}
+		time.Sleep(tellEvery) // of the bubble's clock
+		synctest.Wait()
 		expect(t, "second", second.last(), "waiting: next in the queue; b1 1/1 busy")
 		lease.Release()
 		expect(t, "second", second.got(), "b1")
@@ -201,7 +203,7 @@ func TestCancelFreesThePlace(t *testing.T) {
 func TestCancelGivesBackWhatCameTooLate(t *testing.T) {
 	r := newRouter(linux("b1", 1))
 	lease := take(t, r, askLinux())
-	w, err := r.enter(askLinux())
+	w, err := r.enter(askLinux(), func() {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -364,7 +366,7 @@ func TestPatienceWithBuildersThatAreDown(t *testing.T) {
 
 		third := start(t, r, req)
 		time.Sleep(time.Hour)
-		expect(t, "third, busy is not down", third.last(), "waiting: next in the queue; b1 1/1 busy, b2 system is aarch64-linux, not x86_64-linux")
+		expect(t, "third, busy is not down", third.last(), "waiting: next in the queue; for b1 in about 1m0s; b1 1/1 busy, b2 system is aarch64-linux, not x86_64-linux")
 		r.SetUp("b1", false, "reset")
 		time.Sleep(3 * time.Second)
 		if third.waits() || !errors.As(third.err, &none) {
@@ -380,28 +382,18 @@ func TestRecheckFollowsAnotherClock(t *testing.T) {
 	r := New(Options{Now: func() time.Time { return now }})
 	r.SetBuilders([]Builder{linux("b1", 1)})
 	r.Suspend("b1", "", now.Add(time.Hour))
-	refused(t, r, askLinux(), AllDown, "a 'x86_64-linux' with features {} is required to build, but no builder that can run it is up:\n"+
-		"  b1: suspended until 04:04:05 UTC")
+	var lease *Lease
+	if _, err := r.Submit(askLinux(), func(l *Lease, err error) { lease = l }); err != nil {
+		t.Fatal(err)
+	}
+	if due := r.NextDue(); lease != nil || !due.Equal(now.Add(time.Hour)) {
+		t.Fatalf("lease %v, next due %s", lease, due)
+	}
 	now = now.Add(time.Hour)
 	r.Recheck()
-	take(t, r, askLinux())
-}
-
-// TestClockSteppedBack guards against a suspension for ever when the timer fires
-// before the clock says that it is time.
-func TestClockSteppedBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var step atomic.Int64 // of the clock, in nanoseconds
-		r := New(Options{Now: func() time.Time { return time.Now().Add(time.Duration(step.Load())) }})
-		r.SetBuilders([]Builder{linux("b1", 1), linux("b2", 0)})
-		r.Suspend("b1", "", time.Now().Add(time.Hour))
-		req := askLinux()
-		req.Patience = 3 * time.Hour
-		w := start(t, r, req)
-		step.Store(int64(-time.Minute))
-		time.Sleep(time.Hour + time.Minute) // of the bubble's clock
-		expect(t, "the minute after", w.got(), "b1")
-	})
+	if lease == nil || !r.NextDue().IsZero() {
+		t.Fatalf("lease %v, next due %s", lease, r.NextDue())
+	}
 }
 
 // TestTheLaterOfTwoBuildersCounts guards the slots of a builder that is named twice.
@@ -409,9 +401,9 @@ func TestTheLaterOfTwoBuildersCounts(t *testing.T) {
 	r := newRouter(linux("b1", 1), linux("b1", 2))
 	take(t, r, askLinux())
 	take(t, r, askLinux())
-	want := "a 'x86_64-linux' with features {}: waits for b1\n  b1: 2/2 busy, speed 1, score 3, nothing missing"
+	want := "a 'x86_64-linux' with features {}: waits for b1\n  estimate: 1m0s at speed 1, a guess\n  b1: 2/2 busy, speed 1, nothing missing; done in 2m9s (wait 1m0s, build 1m0s, crowding 6.0s, penalty 2.5s)"
 	expect(t, "decision", r.Explain(askLinux()).String(), want)
-	want = "a 'x86_64-linux' with features {kvm}: no builder can run it\n  b1: lacks feature kvm"
+	want = "a 'x86_64-linux' with features {kvm}: no builder can run it\n  estimate: 1m0s at speed 1, a guess\n  b1: lacks feature kvm"
 	expect(t, "decision", r.Explain(askLinux("kvm")).String(), want)
 }
 
@@ -435,7 +427,7 @@ func TestNewsIsToldOnceAndRarely(t *testing.T) {
 		lease := take(t, r, askLinux())
 		var ahead []*waiter
 		for range 1000 {
-			w, err := r.enter(askLinux())
+			w, err := r.enter(askLinux(), func() {})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -445,7 +437,7 @@ func TestNewsIsToldOnceAndRarely(t *testing.T) {
 		for _, w := range ahead {
 			lease.Release()
 			lease = w.lease
-			synctest.Wait()
+			time.Sleep(2 * tellEvery) // of the bubble's clock
 		}
 		lines := slices.Clone(last.said)
 		expect(t, "at once", lines[0], "waiting: 1000 ahead; b1 1/1 busy")
@@ -477,10 +469,11 @@ func TestNewsOfThePrincipal(t *testing.T) {
 		r.SetUp("b1", true, "")
 		synctest.Wait()
 		lease.Release()
+		time.Sleep(tellEvery) // of the bubble's clock
 		synctest.Wait()
 		want := []string{
 			"waiting: next in the queue; alice runs 1 of at most 1 builds; b1 1/1 busy, b2 needs mandatory feature kvm",
-			"waiting: next in the queue; b1 1/1 busy, b2 needs mandatory feature kvm",
+			"waiting: next in the queue; for b1 in about 55s; b1 1/1 busy, b2 needs mandatory feature kvm",
 		}
 		if !slices.Equal(w.said, want) {
 			t.Errorf("said %q", w.said)
@@ -512,34 +505,6 @@ func TestNewsOnTheAskersGoroutine(t *testing.T) {
 	all.Wait()
 }
 
-// patientRule waits for the builder "best" whatever else is free.
-type patientRule struct{}
-
-func (patientRule) Rank(_ *Request, candidates []Candidate) {
-	slices.SortFunc(candidates, func(a, b Candidate) int {
-		if a.Name == "best" {
-			return -1
-		}
-		return 1
-	})
-}
-
-// TestRuleMayWait guards the right of a rule to wait for a busy builder while a worse
-// one is free, without holding up those that can only use another.
-func TestRuleMayWait(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := New(Options{Rule: patientRule{}})
-		r.SetBuilders([]Builder{linux("best", 1), linux("worse", 1).with("kvm")})
-		lease := take(t, r, askLinux())
-		expect(t, "best", lease.Builder(), "best")
-		first := start(t, r, askLinux())
-		expect(t, "first", first.last(), "waiting: next in the queue; best 1/1 busy, worse 0/1 busy")
-		expect(t, "kvm", take(t, r, askLinux("kvm")).Builder(), "worse")
-		lease.Release()
-		expect(t, "first", first.got(), "best")
-	})
-}
-
 // TestStatusShowsTheQueue guards what a status command prints.
 func TestStatusShowsTheQueue(t *testing.T) {
 	r := New(Options{Now: frozen})
@@ -547,13 +512,15 @@ func TestStatusShowsTheQueue(t *testing.T) {
 	r.SetUp("b2", false, "connection refused")
 	take(t, r, askLinux())
 	for _, req := range []Request{askLinux("kvm"), askLinux()} {
-		if _, err := r.enter(req); err != nil {
+		if _, err := r.enter(req, func() {}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	s := r.Status()
-	expect(t, "builders", fmt.Sprintf("%+v", s.Builders), "[{Name:b1 Domains:[d] Busy:1 MaxJobs:1 Trouble: Removed:false} "+
-		"{Name:b2 Domains:[d] Busy:0 MaxJobs:1 Trouble:down: connection refused Removed:false}]")
+	for i, want := range []string{"b1 [d] 1/1  false", "b2 [d] 0/1 down: connection refused false"} {
+		b := s.Builders[i]
+		expect(t, "builder", fmt.Sprintf("%s %s %d/%d %s %v", b.Name, b.Domains, b.Busy, b.MaxJobs, b.Trouble, b.Removed), want)
+	}
 	for i, want := range []string{
 		"alice d x86_64-linux [kvm] 03:04:05 waiting: next in the queue; b1 1/1 busy, b2 lacks feature kvm",
 		"alice d x86_64-linux [] 03:04:05 waiting: 1 ahead; b1 1/1 busy, b2 down: connection refused",

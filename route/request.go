@@ -1,6 +1,7 @@
 package route
 
 import (
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -81,18 +82,29 @@ type shape struct {
 	domain   string
 	system   string
 	features []string // sorted, each once
-	exclude  []Exclusion
+	// hard are those of features that are no wishes, and soft the others.
+	hard, soft []string
+	needs      map[string]int64
+	alone      bool
+	exclude    []Exclusion
+	avoid      []Exclusion
 }
 
 func (req *Request) shape() shape {
-	features := slices.Clone(req.Features)
-	slices.Sort(features)
-	return shape{
-		domain:   req.Domain,
-		system:   req.System,
-		features: slices.Compact(features),
-		exclude:  req.Exclude,
+	s := shape{
+		domain: req.Domain, system: req.System, features: slices.Clone(req.Features),
+		needs: req.Needs, alone: req.Alone, exclude: req.Exclude, avoid: req.Avoid,
 	}
+	slices.Sort(s.features)
+	s.features = slices.Compact(s.features)
+	for _, f := range s.features {
+		if slices.Contains(req.Soft, f) {
+			s.soft = append(s.soft, f)
+		} else {
+			s.hard = append(s.hard, f)
+		}
+	}
+	return s
 }
 
 // key names the shape among those of one principal. Names come from peers, so
@@ -101,21 +113,38 @@ func (s *shape) key(principal string) string {
 	key := strconv.AppendQuote(nil, principal)
 	key = strconv.AppendQuote(key, s.domain)
 	key = strconv.AppendQuote(key, s.system)
-	for _, feature := range s.features {
+	for _, feature := range s.hard {
 		key = strconv.AppendQuote(key, feature)
 	}
-	for _, ex := range s.exclude {
-		key = append(key, '-')
-		key = strconv.AppendQuote(key, ex.Builder)
-		key = strconv.AppendQuote(key, ex.Reason)
+	for _, feature := range s.soft {
+		key = strconv.AppendQuote(append(key, '~'), feature)
 	}
-	return string(key)
+	for _, name := range slices.Sorted(maps.Keys(s.needs)) {
+		key = strconv.AppendQuote(append(key, '#'), name)
+		key = strconv.AppendInt(key, s.needs[name], 10)
+	}
+	if s.alone {
+		key = append(key, '!')
+	}
+	key = appendExclusions(key, '-', s.exclude)
+	return string(appendExclusions(key, '?', s.avoid))
 }
 
-func (s *shape) exclusion(builder string) (Exclusion, bool) {
-	i := slices.IndexFunc(s.exclude, func(ex Exclusion) bool { return ex.Builder == builder })
+func appendExclusions(key []byte, mark byte, exclusions []Exclusion) []byte {
+	for _, ex := range exclusions {
+		key = strconv.AppendQuote(append(key, mark), ex.Builder)
+		key = strconv.AppendQuote(key, ex.Reason)
+	}
+	return key
+}
+
+// special reports whether a slot alone is not enough.
+func (s *shape) special() bool { return s.alone || len(s.needs) > 0 }
+
+func exclusionOf(builder string, of []Exclusion) (Exclusion, bool) {
+	i := slices.IndexFunc(of, func(ex Exclusion) bool { return ex.Builder == builder })
 	if i < 0 {
 		return Exclusion{}, false
 	}
-	return s.exclude[i], true
+	return of[i], true
 }

@@ -3,6 +3,7 @@ package route
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -22,6 +23,16 @@ type BuilderStatus struct {
 	MaxJobs int
 	// Trouble says for people why it gets no builds; empty if it is up.
 	Trouble string
+	// Draining says that it gets none because the admin wants so, and Asleep that it
+	// has to be woken first.
+	Draining, Asleep bool
+	// Resources are those of Builder, and Taken what of them its builds hold.
+	Resources, Taken map[string]int64
+	// Speed is its real speed by the configured one, as learned from Builds builds,
+	// and Bandwidth what is learned of the way to it, in bytes a second; 0 if nothing.
+	Speed     float64
+	Builds    int
+	Bandwidth float64
 	// Removed says that it is not configured any more and only its leases are left.
 	Removed bool
 }
@@ -34,7 +45,9 @@ type Queued struct {
 	System    string
 	Features  []string // shared: do not change
 	Since     time.Time
-	Waiting   Waiting
+	// Estimate is how long it will take at speed 1.
+	Estimate time.Duration
+	Waiting  Waiting
 }
 
 // Status returns a snapshot of builders and queue.
@@ -51,10 +64,10 @@ func (r *Router) Down(domain string) string {
 	defer r.mu.Unlock()
 	var troubles []string
 	for _, p := range r.places {
-		if !p.serves(domain) {
+		if !slices.Contains(p.Domains, domain) {
 			continue
 		}
-		if p.up() {
+		if p.hopeful() {
 			return ""
 		}
 		troubles = append(troubles, p.Name+" is "+p.trouble())
@@ -68,7 +81,11 @@ func (r *Router) Down(domain string) string {
 func (r *Router) builderStatus() []BuilderStatus {
 	status := make([]BuilderStatus, 0, len(r.byName))
 	for _, p := range r.byName {
-		b := BuilderStatus{Name: p.Name, Domains: p.Domains, Busy: p.busy, MaxJobs: p.MaxJobs, Removed: p.removed()}
+		b := BuilderStatus{
+			Name: p.Name, Domains: p.Domains, Busy: p.busy, MaxJobs: p.MaxJobs, Removed: p.removed(),
+			Draining: p.drained != "", Asleep: p.asleep, Resources: p.Resources, Taken: maps.Clone(p.taken),
+			Speed: p.pace.factor(), Builds: p.pace.builds, Bandwidth: p.pace.bandwidth,
+		}
 		if !p.up() {
 			b.Trouble = p.trouble()
 		}
@@ -79,20 +96,18 @@ func (r *Router) builderStatus() []BuilderStatus {
 }
 
 func (r *Router) queueStatus() []Queued {
-	var waiters []*waiter
-	reasons := map[*lane][]BuilderReason{} // one for all that wait in a lane
-	for _, l := range r.lanes {
-		waiters = append(waiters, l.waiters...)
-		reasons[l] = r.reasons(l)
-	}
-	slices.SortFunc(waiters, func(a, b *waiter) int { return cmp.Compare(a.seq, b.seq) })
-	queue := make([]Queued, 0, len(waiters))
-	for _, w := range waiters {
+	queue := make([]Queued, 0, r.waiting)
+	said := map[*lane]Waiting{} // what is the same for all that wait in a lane
+	for w := r.oldest; w != nil; w = w.younger {
 		l := w.lane
+		state, known := said[l]
+		if !known {
+			state = r.laneState(l)
+			said[l] = state
+		}
 		queue = append(queue, Queued{
 			Principal: l.principal.name, Domain: l.domain, Name: w.req.Name, System: l.system, Features: l.features,
-			Since:   w.since,
-			Waiting: Waiting{Ahead: w.ahead, Limit: l.principal.atLimitReason(), Builders: reasons[l]},
+			Since: w.since, Estimate: seconds(w.seconds), Waiting: r.stateIn(state, w),
 		})
 	}
 	return queue

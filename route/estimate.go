@@ -1,0 +1,270 @@
+package route
+
+import (
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+)
+
+const (
+	// jobLimit is how many jobs are remembered; each takes a few hundred bytes.
+	jobLimit = 1 << 15
+	// systemLimit is for how many systems a job's durations are kept apart.
+	systemLimit = 8
+	// followerLimit is how many jobs are remembered to wait for another.
+	followerLimit = 24
+	// firstGuess is the duration of anything before a build has ended, in seconds.
+	firstGuess = 60
+	// newest is the weight of a job's latest duration against the earlier ones.
+	newest = 0.3
+	// least is the least duration, in seconds: who gets a slot has it for some time.
+	least = 0.05
+	// recentLimit is over how many builds the median is that stands for unknown ones.
+	recentLimit = 255
+	// tailAge is how long what follows a job is not reckoned anew, in seconds.
+	tailAge = 15
+	// tailBudget is how many jobs are looked at to reckon what follows one.
+	tailBudget = 1000
+)
+
+// estimates knows how long jobs took, at speed 1, and which job waits for which.
+type estimates struct {
+	mu     sync.Mutex // below Router.mu; guards what follows
+	jobs   *simplelru.LRU[string, *job]
+	recent []float64 // the latest durations; a ring
+	next   int       // in recent
+	median float64
+}
+
+// job is what is known of builds of one name.
+type job struct {
+	bySystem []duration
+	all      duration
+	// followers are jobs that had outputs of this one among their inputs.
+	followers []*job
+	// tail is how long what follows takes, at least, by the time at.
+	tail    float64
+	at      float64
+	reckons bool // on the way down; names can follow each other in a circle
+}
+
+// duration is a mean over builds, in seconds at speed 1.
+type duration struct {
+	system  string
+	seconds float64
+	builds  int
+}
+
+func (d *duration) add(seconds float64) {
+	seconds = max(seconds, least)
+	if d.builds == 0 {
+		d.seconds = seconds
+	} else {
+		d.seconds += newest * (seconds - d.seconds)
+	}
+	d.builds++
+}
+
+func newEstimates() *estimates {
+	jobs, err := simplelru.NewLRU[string, *job](jobLimit, nil)
+	if err != nil {
+		panic(err) // only for a limit below 1
+	}
+	return &estimates{jobs: jobs, median: firstGuess}
+}
+
+// of is how long a job will take and how long what follows it, in seconds at speed
+// 1.
+func (e *estimates) of(name, system string, now float64) (seconds, tail float64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	j, known := e.jobs.Get(name)
+	if !known || name == "" {
+		return e.median, 0
+	}
+	budget := tailBudget
+	return e.seconds(j, system), e.tailOf(j, now, &budget)
+}
+
+func (e *estimates) seconds(j *job, system string) float64 {
+	if i := j.system(system); i >= 0 {
+		return j.bySystem[i].seconds
+	}
+	if j.all.builds > 0 {
+		return j.all.seconds
+	}
+	return e.median
+}
+
+// known is what was measured of a job on a system, and from how many builds.
+func (e *estimates) known(name, system string) (seconds float64, builds int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if j, known := e.jobs.Peek(name); known {
+		if i := j.system(system); i >= 0 {
+			return j.bySystem[i].seconds, j.bySystem[i].builds
+		}
+	}
+	return 0, 0
+}
+
+func (j *job) system(name string) int {
+	return slices.IndexFunc(j.bySystem, func(d duration) bool { return d.system == name })
+}
+
+// tailOf is the longest way through what follows a job. Within tailAge and beyond
+// the budget an earlier answer stands.
+func (e *estimates) tailOf(j *job, now float64, budget *int) float64 {
+	if j.reckons || *budget <= 0 || j.at != 0 && now-j.at < tailAge {
+		return j.tail
+	}
+	*budget--
+	j.reckons = true
+	longest := 0.0
+	for _, f := range j.followers {
+		if f.reckons {
+			continue
+		}
+		longest = max(longest, e.seconds(f, "")+e.tailOf(f, now, budget))
+	}
+	j.reckons = false
+	j.tail, j.at = longest, now
+	return longest
+}
+
+// learnInputs notes that a job waits for others.
+func (e *estimates) learnInputs(name string, inputs []string) {
+	if name == "" || len(inputs) == 0 {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	j := e.job(name)
+	for _, input := range inputs {
+		if input != name && input != "" {
+			e.job(input).followedBy(j)
+		}
+	}
+}
+
+func (j *job) followedBy(f *job) {
+	switch {
+	case slices.Contains(j.followers, f):
+	case len(j.followers) < followerLimit:
+		j.followers = append(j.followers, f)
+	default:
+		// The one with the least behind it matters least.
+		least := 0
+		for i, other := range j.followers {
+			if other.tail < j.followers[least].tail {
+				least = i
+			}
+		}
+		if j.followers[least].tail <= f.tail {
+			j.followers[least] = f
+		}
+	}
+}
+
+func (e *estimates) job(name string) *job {
+	j, known := e.jobs.Get(name)
+	if !known {
+		j = &job{}
+		e.jobs.Add(name, j)
+	}
+	return j
+}
+
+// learn notes how long a job took, in seconds at speed 1.
+func (e *estimates) learn(name, system string, seconds float64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.learnMedian(max(seconds, least))
+	if name == "" {
+		return
+	}
+	j := e.job(name)
+	j.all.add(seconds)
+	i := j.system(system)
+	if i < 0 && len(j.bySystem) < systemLimit {
+		j.bySystem = append(j.bySystem, duration{system: system})
+		i = len(j.bySystem) - 1
+	}
+	if i >= 0 {
+		j.bySystem[i].add(seconds)
+	}
+}
+
+func (e *estimates) learnMedian(seconds float64) {
+	if len(e.recent) < recentLimit {
+		e.recent = append(e.recent, seconds)
+	} else {
+		e.recent[e.next] = seconds
+		e.next = (e.next + 1) % recentLimit
+	}
+	if n := len(e.recent); n < 16 || e.next%8 == 0 {
+		sorted := slices.Sorted(slices.Values(e.recent))
+		e.median = sorted[n/2]
+	}
+}
+
+// Shape of what is learned of a builder.
+const (
+	// usualBandwidth is that of a builder before anything was sent there, in bytes a
+	// second.
+	usualBandwidth = 100e6
+	// paceLimit bounds how far a builder's real speed is taken to differ from the
+	// configured one.
+	paceLimit = 4
+	// shortest is the shortest build that says something about speed, in seconds, and
+	// smallest the smallest transfer that does about bandwidth, in bytes.
+	shortest = 0.5
+	smallest = 1 << 20
+)
+
+// pace is what is learned of a builder. Guarded by Router.mu.
+type pace struct {
+	// bandwidth is in bytes a second; 0 before it is known.
+	bandwidth float64
+	// logSpeed is the logarithm of real by configured speed, by builds of them.
+	logSpeed float64
+	builds   int
+}
+
+func (p *pace) bytesPerSecond() float64 {
+	if p.bandwidth > 0 {
+		return p.bandwidth
+	}
+	return usualBandwidth
+}
+
+// factor is real by configured speed.
+func (p *pace) factor() float64 { return math.Exp(p.logSpeed) }
+
+func (p *pace) learnBandwidth(bytes int64, took time.Duration) {
+	if bytes < smallest || took <= 0 {
+		return
+	}
+	measured := float64(bytes) / took.Seconds()
+	if p.bandwidth == 0 {
+		p.bandwidth = measured
+		return
+	}
+	p.bandwidth += newest * (measured - p.bandwidth)
+}
+
+// learnSpeed compares how long a build took with how long builds of its job take at
+// speed 1; speed is the builder's configured one.
+func (p *pace) learnSpeed(expected, took, speed float64) {
+	if took < shortest || expected <= 0 {
+		return
+	}
+	sample := math.Log(expected / (took * speed))
+	limit := math.Log(paceLimit)
+	weight := max(0.05, 1/float64(p.builds+3))
+	p.logSpeed += weight * (min(max(sample, -limit), limit) - p.logSpeed)
+	p.builds++
+}

@@ -1,0 +1,322 @@
+package route
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// principal is one that holds places or waits for them. Guarded by Router.mu.
+type principal struct {
+	name   string
+	limit  int // 0 means none
+	class  Class
+	weight float64
+	busy   int
+	lanes  []*lane
+	// served is what it was given, in estimated seconds by its weight.
+	served float64
+	// seq is when it began to want something; among equals the first goes first.
+	seq uint64
+	// virtual is served as the plan under way has it.
+	virtual float64
+}
+
+func (p *principal) atLimit() bool { return p.limit > 0 && p.busy >= p.limit }
+
+// atLimitReason says for people that it is at its limit, else nothing.
+func (p *principal) atLimitReason() string {
+	if !p.atLimit() {
+		return ""
+	}
+	return fmt.Sprintf("%s runs %d of at most %d builds", p.name, p.busy, p.limit)
+}
+
+// lane is the queue of one principal's requests that the same builders match. So a
+// plan looks at lanes, of which there are few, and not at requests that cannot be
+// placed. Guarded by Router.mu.
+type lane struct {
+	shape
+	key       string
+	principal *principal
+	// fits are the indexes of the builders that match, up or not, and options what
+	// they are to a request; misfits are the others of the domain. All are by
+	// examine.
+	fits    bitset
+	options []option
+	misfits []Candidate
+	waiters []*waiter // in their order; never empty for long
+	// cursor is the next of them in the plan under way, and looked how many it has
+	// looked at. closed says that it looks at no more.
+	cursor, looked int
+	closed         bool
+	// limited is whether the principal was at its limit when last looked at.
+	limited bool
+	// downSince is since when all that fit are down; zero if they are not.
+	downSince time.Time
+}
+
+// before is the order of requests of one principal: what most waits for first, then
+// by arrival.
+func (w *waiter) before(v *waiter) int {
+	return cmp.Or(cmp.Compare(v.rank, w.rank), cmp.Compare(w.seq, v.seq))
+}
+
+// waiter is a request in the queue. Guarded by Router.mu but for the channel.
+type waiter struct {
+	req   Request
+	lane  *lane
+	seq   uint64 // order of arrival
+	since time.Time
+	// seconds is how long it will take, at speed 1, and rank that with what waits for
+	// it.
+	seconds, rank float64
+	// lacks is what each builder is not known to hold, in bytes, as of the change of
+	// its store.
+	lacks []float32
+	as    []uint32
+	// planned is the plan that has looked at it. In it the builder chosen was choice,
+	// -1 for none, with a slot at slotAt.
+	planned uint64
+	choice  int
+	slotAt  float64
+
+	older, younger *waiter       // in the queue by arrival
+	changed        chan struct{} // holds one: there may be news
+	// ended is called, without the lock, when lease or err is set.
+	ended func()
+	lease *Lease
+	err   error
+}
+
+func (w *waiter) over() bool { return w.lease != nil || w.err != nil }
+
+func (w *waiter) signal() {
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
+}
+
+// prepare makes a waiter with all that can be reckoned without the router standing
+// still.
+func (r *Router) prepare(req Request) *waiter {
+	w := &waiter{req: req, since: r.now(), changed: make(chan struct{}, 1), choice: -1}
+	seconds, tail := r.estimates.of(req.Job, req.System, r.clock())
+	w.seconds, w.rank = seconds, seconds+tail
+	r.mu.Lock()
+	places := r.places // replaced, never changed
+	r.mu.Unlock()
+	w.lacks, w.as = r.weigh(places, req.Inputs)
+	return w
+}
+
+// weigh sums what each builder lacks.
+func (r *Router) weigh(places []*place, inputs []Input) ([]float32, []uint32) {
+	lacks, as := make([]float32, len(places)), make([]uint32, len(places))
+	if len(inputs) == 0 {
+		for i := range as {
+			as[i] = always
+		}
+		return lacks, as
+	}
+	for i, p := range places {
+		bytes, changes := r.paths.missing(p.store, inputs)
+		lacks[i], as[i] = float32(bytes), changes
+	}
+	return lacks, as
+}
+
+// always is the change by which nothing is missing, whatever comes.
+const always = ^uint32(0)
+
+// follow renumbers what is known of builders after a reload. New ones are weighed
+// when they are looked at.
+func (w *waiter) follow(moved []int, n int) {
+	lacks, as := make([]float32, n), make([]uint32, n)
+	for i, from := range moved {
+		switch {
+		case len(w.req.Inputs) == 0:
+			as[i] = always
+		case from >= 0 && from < len(w.lacks):
+			lacks[i], as[i] = w.lacks[from], w.as[from]
+		}
+	}
+	w.lacks, w.as, w.choice = lacks, as, -1
+}
+
+// enqueue puts a request into its lane.
+func (r *Router) enqueue(w *waiter) {
+	r.lastSeq++
+	w.seq = r.lastSeq
+	w.lane = r.laneOf(&w.req)
+	if len(w.lacks) != len(r.places) { // a reload came between
+		w.lacks, w.as = r.weigh(r.places, w.req.Inputs)
+	}
+	i, _ := slices.BinarySearchFunc(w.lane.waiters, w, (*waiter).before)
+	w.lane.waiters = slices.Insert(w.lane.waiters, i, w)
+	if w.older = r.newest; w.older != nil {
+		w.older.younger = w
+	} else {
+		r.oldest = w
+	}
+	r.newest = w
+	r.waiting++
+	r.work += w.seconds
+}
+
+func (r *Router) laneOf(req *Request) *lane {
+	owner := r.principalOf(req)
+	s := req.shape()
+	key := s.key(req.Principal)
+	l := r.lanes[key]
+	if l == nil {
+		l = &lane{shape: s, key: key, principal: owner}
+		owner.lanes = append(owner.lanes, l)
+		r.lanes[key] = l
+		r.examine(l)
+	}
+	if !l.fits.overlaps(r.hopeful) {
+		r.unsettled = true
+	}
+	return l
+}
+
+// principalOf finds or makes the request's principal and sets what the policy says
+// of it anew.
+func (r *Router) principalOf(req *Request) *principal {
+	p := r.principals[req.Principal]
+	if p == nil {
+		p = &principal{name: req.Principal, served: r.served}
+		r.principals[req.Principal] = p
+	}
+	if len(p.lanes) == 0 {
+		p.served = max(p.served, r.served) // what it did not want before is not owed to it
+		p.seq = r.lastSeq
+	}
+	p.limit, p.class, p.weight = req.PrincipalMaxJobs, req.Class, orOne(req.Weight)
+	return p
+}
+
+// remove takes a request out of the queue.
+func (r *Router) remove(w *waiter) {
+	l := w.lane
+	if i, found := slices.BinarySearchFunc(l.waiters, w, (*waiter).before); found {
+		l.waiters = slices.Delete(l.waiters, i, i+1)
+		if i < l.cursor {
+			l.cursor--
+		}
+	}
+	r.unlink(w)
+	r.waiting--
+	r.work -= w.seconds
+	if len(l.waiters) == 0 {
+		l.closed = true
+		delete(r.lanes, l.key)
+		delete(r.hopeless, l)
+		owner := l.principal
+		owner.lanes = slices.DeleteFunc(owner.lanes, func(other *lane) bool { return other == l })
+		r.dropIdle(owner)
+	}
+}
+
+func (r *Router) unlink(w *waiter) {
+	if w.older != nil {
+		w.older.younger = w.younger
+	} else {
+		r.oldest = w.younger
+	}
+	if w.younger != nil {
+		w.younger.older = w.older
+	} else {
+		r.newest = w.older
+	}
+	w.older, w.younger = nil, nil
+}
+
+// dropIdle forgets a principal that holds and wants nothing. One that comes back
+// begins where those are that were served meanwhile.
+func (r *Router) dropIdle(p *principal) {
+	if p.busy == 0 && len(p.lanes) == 0 {
+		delete(r.principals, p.name)
+	}
+}
+
+// failHopeless ends the wait of requests that no builder matches, or whose
+// patience with builders that are down is over.
+func (r *Router) failHopeless(now time.Time) {
+	if !r.unsettled && len(r.hopeless) == 0 {
+		return
+	}
+	r.unsettled = false
+	for _, l := range r.lanes {
+		if l.fits.overlaps(r.hopeful) {
+			l.downSince = time.Time{}
+			delete(r.hopeless, l)
+			continue
+		}
+		if l.downSince.IsZero() {
+			l.downSince = now
+		}
+		r.hopeless[l] = true
+		for _, w := range slices.Clone(l.waiters) {
+			if l.fits.empty() || !w.deadline().After(now) {
+				r.fail(w, r.noBuilder(w))
+			}
+		}
+	}
+}
+
+// deadline is when the patience of w ends, if its builders stay down.
+func (w *waiter) deadline() time.Time {
+	from := w.lane.downSince
+	if w.since.After(from) {
+		from = w.since
+	}
+	return from.Add(w.req.Patience)
+}
+
+func (r *Router) fail(w *waiter, err error) {
+	r.remove(w)
+	w.err = err
+	r.over = append(r.over, w)
+}
+
+func (r *Router) noBuilder(w *waiter) *NoBuilderError {
+	l := w.lane
+	err := &NoBuilderError{
+		Kind: NoneMatches, Name: w.req.Name, Domain: l.domain, System: l.system, Features: l.features,
+		Builders: r.reasons(l, len(r.places)),
+	}
+	switch {
+	case !l.fits.empty():
+		err.Kind = AllDown
+	case len(l.misfits) > 0 && l.misfits[0].State == Excluded:
+		err.Kind = AllExcluded
+	}
+	return err
+}
+
+// signalChanged wakes those for whom the reasons have changed; those far behind
+// look by themselves. A principal comes to its limit and off it with every build:
+// only its first ones are woken for that.
+func (r *Router) signalChanged() {
+	if !r.stirred.empty() {
+		for _, l := range r.lanes {
+			if l.fits.overlaps(r.stirred) {
+				l.signalFirst()
+			}
+		}
+		r.stirred = nil
+	}
+}
+
+// nearFront is how many of a lane are told of changes at once.
+const nearFront = 10
+
+func (l *lane) signalFirst() {
+	for _, w := range l.waiters[:min(len(l.waiters), nearFront)] {
+		w.signal()
+	}
+}
