@@ -36,6 +36,7 @@ type order struct {
 	limits    nix.BuildLimits
 	system    string
 	features  []string
+	needs     map[string]int64 // of builders' resources
 	// inputs are the infos of drv.InputSrcs, in that order, and then of what they
 	// refer to. With outputsHere the outputs that are to be compared follow, with what
 	// they refer to.
@@ -203,36 +204,6 @@ func (t *tries) request() route.Request {
 	req := t.requestOf(t.order)
 	req.Exclude = t.exclusions()
 	return req
-}
-
-// requestOf is what the router needs to know of an order.
-func (b *builds) requestOf(o *order) route.Request {
-	req := route.Request{
-		Principal: o.principal.Name, PrincipalMaxJobs: o.principal.MaxJobs, Domain: o.principal.Domain,
-		Name: o.drvPath.String(), System: o.system, Features: o.features, Inputs: make([]route.Input, len(o.inputs)),
-	}
-	for i, in := range o.inputs {
-		req.Inputs[i] = route.Input{ID: b.router.Intern(in.Path.String()), Size: int64(in.NarSize)}
-	}
-	b.noteListed(o, req.Inputs)
-	return req
-}
-
-// noteListed tells the router which inputs of an order builders hold by the lists of
-// their stores.
-func (b *builds) noteListed(o *order, inputs []route.Input) {
-	for _, builder := range b.policy.Current().Builders {
-		if !slices.Contains(builder.Domains, o.principal.Domain) {
-			continue
-		}
-		var listed []route.PathID
-		for i, in := range o.inputs {
-			if b.pool.Lists(builder.Name, in.Path) {
-				listed = append(listed, inputs[i].ID)
-			}
-		}
-		b.router.NoteHeld(builder.Name, listed...)
-	}
 }
 
 // exclusions names each builder once: one that failed may lack the outputs, too.

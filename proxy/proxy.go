@@ -53,6 +53,7 @@ type Proxy struct {
 	found   *finder
 	signing *signing
 
+	learned *learned
 	glances glances
 
 	stopFetches context.CancelCauseFunc
@@ -87,7 +88,8 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 		return err
 	}
 	p.hostKey = hostKey.PublicKey()
-	p.router = route.New(route.Options{})
+	p.learned = newLearned(pol.StateDir, p.log)
+	p.router = route.New(route.Options{History: p.learned.load(), StarveAfter: pol.Scheduling.StarveAfter})
 	p.pool = upstream.NewPool(upstream.Options{Log: p.log, OnState: p.router.SetUp, ConnectTimeout: connectTimeout, Inventory: inventoryPause})
 	p.front, err = NewFront(FrontOptions{
 		HostKeys:        []ssh.Signer{hostKey},
@@ -146,9 +148,10 @@ func (p *Proxy) apply(pol *policy.Policy) {
 	for i, b := range pol.Builders {
 		places[i] = route.Builder{
 			Name: b.Name, Systems: b.Systems, Features: b.Features, MandatoryFeatures: b.MandatoryFeatures,
-			MaxJobs: b.MaxJobs, SpeedFactor: b.SpeedFactor, Domains: b.Domains,
+			MaxJobs: b.MaxJobs, SpeedFactor: b.SpeedFactor, Domains: b.Domains, Resources: b.Resources,
 		}
 	}
+	p.router.SetStarveAfter(pol.Scheduling.StarveAfter)
 	p.router.SetBuilders(places)
 }
 
@@ -163,6 +166,7 @@ func (p *Proxy) lookAtBuilders() {
 func (p *Proxy) Serve(ctx context.Context, listeners []net.Listener) error {
 	p.signing.begin(p.builds.fetchCtx)
 	p.lookAtBuilders()
+	p.builds.fetches.Go(func() { p.learned.keep(p.builds.fetchCtx, p.router) })
 	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		group.Go(func() error { return p.front.Serve(ctx, l) })

@@ -249,9 +249,13 @@ func (s *session) order(drvPath nix.StorePath, drv *nix.BasicDerivation, mode ni
 	if err != nil {
 		return nil, fmt.Errorf("build %s: %w", drvPath, err)
 	}
+	needs, err := s.policy().NeedsOf(features, drvPath.DrvName(), drv.Attribute)
+	if err != nil {
+		return nil, nix.Refuse("derivation %s: %v", drvPath, err)
+	}
 	o := &order{
 		principal: s.principal, drvPath: drvPath, drv: drv, mode: mode, limits: s.buildLimits,
-		system: system, features: features, inputs: inputs, log: s.log,
+		system: system, features: features, needs: needs, inputs: inputs, log: s.log,
 	}
 	if mode != nix.BuildNormal {
 		err = s.compared(o)

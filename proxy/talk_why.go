@@ -44,6 +44,12 @@ type ranking struct {
 	Builder string `json:"builder"`
 	// Limit says for people that the principal has as many builds as it may.
 	Limit string `json:"limit,omitempty"`
+	// EstimateSeconds is how long the build is thought to take at speed 1, and
+	// EstimateBuilds from how many builds that is known; 0 for a guess.
+	EstimateSeconds float64 `json:"estimate_seconds"`
+	EstimateBuilds  int     `json:"estimate_builds"`
+	// Ahead is about how many builds wait before it.
+	Ahead int `json:"ahead"`
 	// Builders are all of the domain, in the order of the ranking.
 	Builders []rankedBuilder `json:"builders"`
 
@@ -53,7 +59,8 @@ type ranking struct {
 // rankedBuilder is one builder in a ranking.
 type rankedBuilder struct {
 	Name string `json:"name"`
-	// State is "free", "busy", "down", "excluded" or "unfit".
+	// State is "free", "busy", "overloaded" (and waited for), "down", "excluded" or
+	// "unfit".
 	State string `json:"state"`
 	// Eligible says that it could run the build, now or later.
 	Eligible bool `json:"eligible"`
@@ -70,8 +77,24 @@ type builderLoad struct {
 	Speed   float64 `json:"speed"`
 	// MissingBytes is what would have to be brought there.
 	MissingBytes int64 `json:"missing_bytes"`
-	// Score is the rule's; less is better.
-	Score float64 `json:"score"`
+	// When the build would be done there, by estimate, and what that is made of.
+	FinishSeconds   float64 `json:"finish_seconds"`
+	WaitSeconds     float64 `json:"wait_seconds"`
+	WakeSeconds     float64 `json:"wake_seconds"`
+	TransferSeconds float64 `json:"transfer_seconds"`
+	BuildSeconds    float64 `json:"build_seconds"`
+	CrowdingSeconds float64 `json:"crowding_seconds"`
+	PenaltySeconds  float64 `json:"penalty_seconds"`
+}
+
+func newBuilderLoad(c *route.Candidate) *builderLoad {
+	t := &c.Terms
+	return &builderLoad{
+		Busy: c.Busy, MaxJobs: c.MaxJobs, Speed: c.Speed, MissingBytes: c.Missing,
+		FinishSeconds: t.Finish.Seconds(), WaitSeconds: t.Wait.Seconds(), WakeSeconds: t.Wake.Seconds(),
+		TransferSeconds: t.Transfer.Seconds(), BuildSeconds: t.Build.Seconds(), CrowdingSeconds: t.Crowding.Seconds(),
+		PenaltySeconds: t.Penalty.Seconds(),
+	}
 }
 
 func (p *Proxy) why(ctx context.Context, a *asker, args []string) (answer, error) {
@@ -115,10 +138,9 @@ func (p *Proxy) whySystem(a *asker, args []string) (answer, error) {
 	}
 	w := &whyAnswer{}
 	for _, principal := range p.principals(a) {
-		r := newRanking(principal.Domain, p.router.Explain(route.Request{
-			Principal: principal.Name, PrincipalMaxJobs: principal.MaxJobs, Domain: principal.Domain,
-			System: args[0], Features: features,
-		}))
+		req := requestFor(p.policy.Current(), principal)
+		req.System, req.Features = args[0], features
+		r := newRanking(principal.Domain, p.router.Explain(req))
 		r.Note = "what the inputs weigh is not counted, since only a derivation has them"
 		w.Rankings = append(w.Rankings, r)
 	}
@@ -186,7 +208,7 @@ func (s *session) orderOf(ctx context.Context, path nix.StorePath, drv *nix.Deri
 }
 
 var stateNames = map[route.State]string{
-	route.Free: "free", route.Busy: "busy", route.Down: "down", route.Excluded: "excluded", route.Unfit: "unfit",
+	route.Free: "free", route.Busy: "busy", route.Overloaded: "overloaded", route.Down: "down", route.Excluded: "excluded", route.Unfit: "unfit",
 }
 
 func newRanking(domain string, d route.Decision) ranking {
@@ -194,6 +216,7 @@ func newRanking(domain string, d route.Decision) ranking {
 	summary, _, _ := strings.Cut(text, "\n")
 	r := ranking{
 		Domain: domain, System: d.System, Features: orNone(slices.Clone(d.Features)), Summary: summary, Builder: d.Builder, Limit: d.Limit,
+		EstimateSeconds: d.Estimate.Seconds(), EstimateBuilds: d.Builds, Ahead: d.Ahead,
 		Builders: make([]rankedBuilder, len(d.Candidates)), text: text,
 	}
 	for i := range d.Candidates {
@@ -205,7 +228,7 @@ func newRanking(domain string, d route.Decision) ranking {
 func newRankedBuilder(c *route.Candidate) rankedBuilder {
 	b := rankedBuilder{Name: c.Name, State: stateNames[c.State], Eligible: c.State <= route.Down, Reason: c.Reason}
 	if c.State <= route.Busy {
-		b.Load = &builderLoad{Busy: c.Busy, MaxJobs: c.MaxJobs, Speed: c.Speed, MissingBytes: c.Missing, Score: c.Score}
+		b.Load = newBuilderLoad(c)
 	}
 	return b
 }

@@ -61,3 +61,29 @@ func structuredFeatures(attrs string) ([]string, error) {
 	}
 	return features, nil
 }
+
+// Attribute returns an attribute of the derivation as text: a variable of its
+// environment or, with structured attributes, a string or number of their JSON.
+func (d *BasicDerivation) Attribute(name string) (string, bool) {
+	attrs, structured := d.Lookup(attrsVar)
+	if !structured {
+		return d.Lookup(name)
+	}
+	var object map[string]json.RawMessage
+	if json.Unmarshal([]byte(attrs), &object) != nil {
+		return "", false
+	}
+	value, ok := object[name]
+	if !ok {
+		return "", false
+	}
+	var text string
+	var number json.Number
+	switch {
+	case json.Unmarshal(value, &text) == nil:
+		return text, true
+	case json.Unmarshal(value, &number) == nil:
+		return number.String(), true
+	}
+	return "", false
+}

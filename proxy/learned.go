@@ -1,0 +1,87 @@
+package proxy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"nixbastion/route"
+)
+
+const (
+	// learnedFile is where the router's estimates outlive the proxy.
+	learnedFile = "estimates.json"
+	// learnedPause is how often they are written, if they changed.
+	learnedPause = time.Minute
+	// learnedLimit is the size from which on such a file is not ours, in bytes.
+	learnedLimit = 64 << 20
+)
+
+// learned keeps the router's estimates in a file. Without it, or with one that
+// cannot be read, everything works and is guessed anew.
+type learned struct {
+	path string
+	log  *slog.Logger
+}
+
+func newLearned(dir string, log *slog.Logger) *learned {
+	return &learned{filepath.Join(dir, learnedFile), log}
+}
+
+// load returns what was kept; nothing if there is nothing.
+func (l *learned) load() route.History {
+	h, err := l.read()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		l.log.Warn("estimates of builds cannot be read and are learned anew", "file", l.path, "error", err)
+	}
+	return h
+}
+
+func (l *learned) read() (h route.History, err error) {
+	f, err := os.Open(l.path)
+	if err != nil {
+		return h, err
+	}
+	defer f.Close()
+	err = json.NewDecoder(io.LimitReader(f, learnedLimit)).Decode(&h)
+	if err != nil {
+		return route.History{}, err
+	}
+	return h, nil
+}
+
+// keep writes the estimates now and then, and once more when ctx ends.
+func (l *learned) keep(ctx context.Context, router *route.Router) {
+	tick := time.NewTicker(learnedPause)
+	defer tick.Stop()
+	var last []byte
+	for ctx.Err() == nil {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+		text, err := json.Marshal(router.History())
+		if err == nil && string(text) != string(last) {
+			err = l.write(text)
+		}
+		if err != nil {
+			l.log.Warn("estimates of builds cannot be kept", "file", l.path, "error", err)
+		}
+		last = text
+	}
+}
+
+// write replaces the file as a whole: a crash leaves the old one.
+func (l *learned) write(text []byte) error {
+	tmp := l.path + ".new"
+	if err := os.WriteFile(tmp, text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, l.path)
+}
