@@ -67,7 +67,7 @@ func (b *bench) ask() {
 // learn has every job built once.
 func (b *bench) learn() {
 	for i := range 500 {
-		b.estimates.learn(fmt.Sprint("job", i), "x86_64-linux", float64(1+i*i%997))
+		b.estimates.learn(fmt.Sprint("job", i), "x86_64-linux", "", float64(1+i*i%997))
 	}
 }
 

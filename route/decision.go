@@ -198,7 +198,7 @@ func (r *Router) Explain(req Request) Decision {
 	}
 	d := Decision{System: l.system, Features: l.features, Limit: owner.atLimitReason(), Ahead: r.ahead(w)}
 	d.Estimate = seconds(w.seconds)
-	_, d.Builds = r.estimates.known(req.Job, req.System)
+	d.Builds = r.estimates.known(req.Job, req.System).builds
 	d.Candidates = r.candidates(w)
 	if d.Limit == "" && len(d.Candidates) > 0 && d.Candidates[0].State == Free {
 		d.Builder = d.Candidates[0].Name

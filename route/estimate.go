@@ -56,6 +56,8 @@ type duration struct {
 	system  string
 	seconds float64
 	builds  int
+	// builder is where the latest of them was.
+	builder string
 }
 
 func (d *duration) add(seconds float64) {
@@ -99,16 +101,16 @@ func (e *estimates) seconds(j *job, system string) float64 {
 	return e.median
 }
 
-// known is what was measured of a job on a system, and from how many builds.
-func (e *estimates) known(name, system string) (seconds float64, builds int) {
+// known is what was measured of a job on a system; of no builds if nothing was.
+func (e *estimates) known(name, system string) duration {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if j, known := e.jobs.Peek(name); known {
 		if i := j.system(system); i >= 0 {
-			return j.bySystem[i].seconds, j.bySystem[i].builds
+			return j.bySystem[i]
 		}
 	}
-	return 0, 0
+	return duration{}
 }
 
 func (j *job) system(name string) int {
@@ -118,21 +120,33 @@ func (j *job) system(name string) int {
 // tailOf is the longest way through what follows a job. Within tailAge and beyond
 // the budget an earlier answer stands.
 func (e *estimates) tailOf(j *job, now float64, budget *int) float64 {
-	if j.reckons || *budget <= 0 || j.at != 0 && now-j.at < tailAge {
-		return j.tail
+	tail, _ := e.reckonTail(j, now, budget)
+	j.tail, j.at = tail, now // complete or not, for a while it is good enough
+	return tail
+}
+
+// reckonTail also says whether the answer is complete: below a job that is being
+// reckoned, its own name is passed over.
+func (e *estimates) reckonTail(j *job, now float64, budget *int) (longest float64, complete bool) {
+	if *budget <= 0 || j.at != 0 && now-j.at < tailAge {
+		return j.tail, true
 	}
 	*budget--
-	j.reckons = true
-	longest := 0.0
+	j.reckons, complete = true, true
 	for _, f := range j.followers {
 		if f.reckons {
+			complete = false
 			continue
 		}
-		longest = max(longest, e.seconds(f, "")+e.tailOf(f, now, budget))
+		tail, whole := e.reckonTail(f, now, budget)
+		longest = max(longest, e.seconds(f, "")+tail)
+		complete = complete && whole
 	}
 	j.reckons = false
-	j.tail, j.at = longest, now
-	return longest
+	if complete {
+		j.tail, j.at = longest, now
+	}
+	return longest, complete
 }
 
 // learnInputs notes that a job waits for others.
@@ -178,8 +192,8 @@ func (e *estimates) job(name string) *job {
 	return j
 }
 
-// learn notes how long a job took, in seconds at speed 1.
-func (e *estimates) learn(name, system string, seconds float64) {
+// learn notes how long a job took on a builder, in seconds at speed 1.
+func (e *estimates) learn(name, system, builder string, seconds float64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.learnMedian(max(seconds, least))
@@ -195,6 +209,7 @@ func (e *estimates) learn(name, system string, seconds float64) {
 	}
 	if i >= 0 {
 		j.bySystem[i].add(seconds)
+		j.bySystem[i].builder = builder
 	}
 }
 

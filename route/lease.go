@@ -96,11 +96,12 @@ func (l *Lease) learn(took float64) {
 	p := l.place
 	configured := p.speed(l.system)
 	e := l.router.estimates
-	if expected, builds := e.known(l.job, l.system); builds > 0 {
-		p.pace.learnSpeed(expected, took, configured)
+	// Two builds on one builder say nothing about how fast it is.
+	if before := e.known(l.job, l.system); before.builds > 0 && before.builder != p.Name {
+		p.pace.learnSpeed(before.seconds, took, configured)
 	}
 	done := took * configured * p.pace.factor()
-	e.learn(l.job, l.system, done)
+	e.learn(l.job, l.system, p.Name, done)
 	l.principal.served += (done - l.seconds) / l.principal.weight
 }
 

@@ -439,6 +439,7 @@ func TestNewsIsToldOnceAndRarely(t *testing.T) {
 			lease = w.lease
 			time.Sleep(2 * tellEvery) // of the bubble's clock
 		}
+		synctest.Wait()
 		lines := slices.Clone(last.said)
 		expect(t, "at once", lines[0], "waiting: 1000 ahead; b1 1/1 busy")
 		for i := range 10 {
