@@ -25,7 +25,7 @@ func TestDescribeSaysHowBuildsWaitAndRun(t *testing.T) {
 build_limits:
   - {principal: anna, system: x86_64-linux, name: "*-test", max_silent: 1h, timeout: 10h, max_log_size: 3MiB, cores: 1}
   - {cores: 4}
-load: {max_load: 1.5, max_pressure: 12.5, min_memory: 2GiB}
+load: {max_load: 1.5, max_pressure: 12.5, min_memory: 2GiB, min_disk: 1GiB}
 `+builderText(`    resources: {mem: 64, kvm: 4}
     wake: {command: [wakeonlan, "a b"]}
     sleep: {command: [s]}

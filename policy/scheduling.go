@@ -120,8 +120,8 @@ const (
 	defaultLinger         = time.Minute
 	defaultFeedAheadLimit = 4 << 30
 	defaultLoadEvery      = 5 * time.Second
-	defaultMaxLoad        = 2
-	defaultMinDisk        = 1 << 30
+	defaultMaxLoad        = 0 // none: our own builds, and those of a second builder on one kernel, make load, too
+	defaultMinDisk        = 0 // none: a builder that collects its garbage by itself (min-free) does so when it builds
 	defaultWakeTimeout    = 5 * time.Minute
 	defaultSleepAfter     = 15 * time.Minute
 )
