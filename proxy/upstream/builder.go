@@ -20,7 +20,7 @@ type builder struct {
 	target *target
 	log    *slog.Logger
 
-	// reporting makes the calls of OnState come one after the other. Order of
+	// reporting makes the calls of OnState and OnLoad come one after the other. Order of
 	// locks: Pool.mu, reporting, mu.
 	reporting      sync.Mutex
 	reportedDown   bool   // guarded by reporting, as is:
@@ -42,6 +42,8 @@ type builder struct {
 	warming     bool      // a session for the next user is being opened
 	programs    programs
 	health      health
+	loadWish    loadWish
+	load        loadProbe
 	retired     bool
 	changed     chan struct{} // closed when something changed that somebody may wait for
 }
@@ -50,7 +52,7 @@ type builder struct {
 func newBuilder(p *Pool, t *target, old *builder) *builder {
 	b := &builder{
 		pool: p, target: t, log: p.opts.Log.With("builder", t.name),
-		maxJobs: t.maxJobs, channels: p.opts.Channels, programs: t.programs(), changed: make(chan struct{}),
+		maxJobs: t.maxJobs, loadWish: t.load, channels: p.opts.Channels, programs: t.programs(), changed: make(chan struct{}),
 	}
 	if old != nil {
 		b.reportedDown = old.silence() // the new way is worth a try at once
@@ -77,8 +79,15 @@ func (b *builder) setMaxJobs(n int) {
 }
 
 // maxSessions bounds the sessions on the builder: those that build, as many that
-// still hand over their outputs, and some to spare. The caller holds mu.
-func (b *builder) maxSessions() int { return 2*b.maxJobs + 4 }
+// still hand over their outputs, and some to spare; and the probe of its load. The
+// caller holds mu.
+func (b *builder) maxSessions() int {
+	n := 2*b.maxJobs + 4
+	if b.load.cancel != nil {
+		n++
+	}
+	return n
+}
 
 // wake makes everybody who waits look again. The caller holds mu.
 func (b *builder) wake() {
@@ -268,8 +277,20 @@ func (b *builder) refused(c *conn) bool {
 	if others && c.limit < b.channels {
 		b.log.Info("builder allows fewer sessions per connection", "sessions", c.limit)
 		b.channels = c.limit
+		b.makeRoom()
 	}
 	return others
+}
+
+// makeRoom ends the probe of the load if it has the one channel that a connection
+// may have. The caller holds mu.
+func (b *builder) makeRoom() {
+	if b.channels < 2 && b.load.cancel != nil {
+		b.stopLoad()
+		b.load.err = errOneSession
+		b.loadAfter(loadRetry)
+		b.pool.running.Go(func() { b.loadUnknown(b.pool.ctx, errOneSession) })
+	}
 }
 
 // connEnded forgets a connection.
@@ -292,6 +313,7 @@ func (b *builder) retire() {
 	if b.inventory.next != nil {
 		b.inventory.next.Stop()
 	}
+	b.stopLoad()
 	conns, idle := slices.Clone(b.conns), b.idle
 	b.idle = nil
 	b.wake()

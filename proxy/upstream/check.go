@@ -24,6 +24,10 @@ type Report struct {
 	// Connect is the time of the connection and login, Handshake that of
 	// starting the daemon and greeting it.
 	Connect, Handshake time.Duration
+	// Load is how busy the builder is, and LoadErr why that cannot be seen: the
+	// builder is of use all the same.
+	Load    Load
+	LoadErr error
 }
 
 // Check connects to a builder anew and opens a daemon session, whatever was
@@ -45,6 +49,7 @@ func (p *Pool) Check(ctx context.Context, name string) (Report, error) {
 	r.Server = d.process.server()
 	r.Nix, r.Protocol, r.Trust = d.nix, d.protocol, d.trust
 	r.Command = d.command
+	r.Load, r.LoadErr = b.checkLoad(ctx, d.process)
 	return r, (&Session{d: d}).End(ctx)
 }
 

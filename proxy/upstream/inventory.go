@@ -60,8 +60,9 @@ func (p *Pool) Lists(name string, path nix.StorePath) bool {
 }
 
 // cameUp has a builder's store listed when it can be asked for the first time, and
-// when it was away. The caller holds mu.
+// when it was away; and its load be asked for. The caller holds mu.
 func (b *builder) cameUp(wasDown bool) {
+	b.askLoad(wasDown)
 	if b.inventory.next == nil || wasDown {
 		b.listAfter(0)
 	}

@@ -68,6 +68,13 @@ type Options struct {
 	// takes 20 bytes of memory. Default 2,097,152.
 	InventoryPaths int
 
+	// LoadEvery is how often a builder is asked how busy it is, where the policy says
+	// nothing else; see [Pool.Load]. Zero: none is asked.
+	LoadEvery time.Duration
+	// OnLoad is called with each sample of a builder's load, or with why there is none
+	// any more; it is [ErrLoadLate] while one is expected. As OnState otherwise.
+	OnLoad func(builder string, load Load, err error)
+
 	// BackOffMin is about how long a builder is left alone after its first
 	// failure. Each further one doubles it, up to BackOffMax. Defaults 1 s and
 	// 1 min.
@@ -80,6 +87,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.OnState == nil {
 		o.OnState = func(string, bool, string) {}
+	}
+	if o.OnLoad == nil {
+		o.OnLoad = func(string, Load, error) {}
 	}
 	if o.Dial == nil {
 		o.Dial = dialNet
@@ -161,6 +171,7 @@ func (p *Pool) exchange(targets []*target) (added, removed []*builder) {
 		old := before[t.name]
 		if old != nil && old.target.sameAs(t) {
 			old.setMaxJobs(t.maxJobs)
+			old.setLoadWish(t.load)
 			p.builders[t.name] = old
 			delete(before, t.name)
 			continue

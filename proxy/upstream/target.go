@@ -6,6 +6,7 @@ import (
 	"os/user"
 	"slices"
 	"strconv"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -28,20 +29,29 @@ type target struct {
 	knownHosts string
 	program    string // "" to look for it
 	maxJobs    int
+	load       loadWish // a change of it needs no new connection
+}
+
+// loadWish is what the policy says about the probe of a builder's load.
+type loadWish struct {
+	off   bool
+	every time.Duration // 0: as often as usual
 }
 
 func newTarget(b *policy.Builder) *target {
 	if b.Socket != "" {
 		return &target{name: b.Name, socket: b.Socket, address: "unix://" + b.Socket, user: ownAccount(),
-			identity: &identity{}, maxJobs: b.MaxJobs}
+			identity: &identity{}, maxJobs: b.MaxJobs, load: wishOf(b)}
 	}
 	return &target{
 		name: b.Name, protocol: b.Protocol, address: b.Address, user: b.User,
 		identity: &identity{file: b.IdentityFile},
 		hostKeys: b.HostKeys, knownHosts: b.KnownHosts,
-		program: b.RemoteProgram, maxJobs: b.MaxJobs,
+		program: b.RemoteProgram, maxJobs: b.MaxJobs, load: wishOf(b),
 	}
 }
+
+func wishOf(b *policy.Builder) loadWish { return loadWish{off: b.Load.Off, every: b.Load.Every} }
 
 // sameAs reports whether connections and sessions of one serve for the other.
 func (t *target) sameAs(o *target) bool {
