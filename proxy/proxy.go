@@ -54,6 +54,7 @@ type Proxy struct {
 	signing *signing
 
 	learned *learned
+	loads   *loads
 	glances glances
 
 	stopFetches context.CancelCauseFunc
@@ -90,7 +91,9 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	p.hostKey = hostKey.PublicKey()
 	p.learned = newLearned(pol.StateDir, p.log)
 	p.router = route.New(route.Options{History: p.learned.load(), StarveAfter: pol.Scheduling.StarveAfter})
-	p.pool = upstream.NewPool(upstream.Options{Log: p.log, OnState: p.router.SetUp, ConnectTimeout: connectTimeout, Inventory: inventoryPause})
+	p.loads = newLoads(p.policy, p.router, p.log)
+	p.pool = upstream.NewPool(upstream.Options{Log: p.log, OnState: p.router.SetUp, ConnectTimeout: connectTimeout, Inventory: inventoryPause,
+		LoadEvery: loadEvery, OnLoad: p.loads.note})
 	p.front, err = NewFront(FrontOptions{
 		HostKeys:        []ssh.Signer{hostKey},
 		HostCertificate: p.hostCertificate,
@@ -153,6 +156,7 @@ func (p *Proxy) apply(pol *policy.Policy) {
 	}
 	p.router.SetStarveAfter(pol.Scheduling.StarveAfter)
 	p.router.SetBuilders(places)
+	p.loads.keep(pol.Builders)
 }
 
 // lookAtBuilders learns in the background which builders are there, before

@@ -29,7 +29,7 @@ type statusAnswer struct {
 // builderStatus is one builder.
 type builderStatus struct {
 	Name string `json:"name"`
-	// State is "up", "down", "suspended", or "removed" for one that is not in the
+	// State is "up", "down", "suspended", "overloaded", or "removed" for one that is not in the
 	// policy any more and still builds.
 	State string `json:"state"`
 	// Reason is why it is not up, for people. Empty for a key that may not build.
@@ -41,6 +41,10 @@ type builderStatus struct {
 	Features          []string `json:"features"`
 	MandatoryFeatures []string `json:"mandatory_features"`
 	SpeedFactor       float64  `json:"speed_factor"`
+	// Load is how busy the builder is with all that runs there. Without it LoadUnknown
+	// says why it is not known. Neither is there for a key that may not build.
+	Load        *loadStatus `json:"load,omitempty"`
+	LoadUnknown string      `json:"load_unknown,omitempty"`
 	// DifferingInputs is how many inputs the builder was found to hold with other
 	// bytes than ours, which were used (builder_content: accept).
 	DifferingInputs int64 `json:"differing_inputs,omitempty"`
@@ -70,6 +74,9 @@ func (p *Proxy) status(a *asker, args []string) (answer, error) {
 	s := newStatus(p.glances.take(p.router), p.policy.Current(), p.version, a, time.Now())
 	for i := range s.Builders {
 		s.Builders[i].DifferingInputs = p.builds.differences.of(s.Builders[i].Name)
+	}
+	if a.seesReasons() {
+		s.addLoads(p.pool.Load, time.Now())
 	}
 	return s, nil
 }
@@ -133,6 +140,8 @@ func stateOf(b *route.BuilderStatus) string {
 		return "up"
 	case strings.HasPrefix(b.Trouble, "suspended"):
 		return "suspended"
+	case strings.HasPrefix(b.Trouble, "overloaded"):
+		return "overloaded"
 	}
 	return "down"
 }
@@ -160,6 +169,7 @@ func (s *statusAnswer) print(page *page) {
 			page.line("  %s is %s", b.Name, b.Reason)
 		}
 	}
+	s.printLoads(page)
 	page.line("\nQueue: %s", queueText(s.QueueLength))
 	for i := range s.Queue {
 		s.Queue[i].print(page)

@@ -19,6 +19,7 @@ import (
 
 	"nixbastion/internal/nix"
 	"nixbastion/policy"
+	"nixbastion/proxy/upstream"
 	"nixbastion/route"
 )
 
@@ -130,6 +131,9 @@ func (c *town) ask(principal, question string) string {
 		return text
 	}
 	state := newStatus(new(glances).take(c.router), c.proxy.policy.Current(), "test", a, townTime().Add(42*time.Second))
+	if a.seesReasons() {
+		state.addLoads(townLoad, townTime().Add(42*time.Second))
+	}
 	if len(words) == 1 {
 		return inWords(state)
 	}
@@ -138,6 +142,20 @@ func (c *town) ask(principal, question string) string {
 		c.Fatal(err)
 	}
 	return text
+}
+
+// townLoad is what the town's builders say of their load. One of them may not.
+func townLoad(builder string) (upstream.Load, time.Time, error) {
+	switch builder {
+	case "b1":
+		return upstream.Load{
+			System: "Linux", Load1: 35.2, Load5: 30, Load15: 12.5, Cores: 16, MemoryTotal: 64 << 30, MemoryAvailable: 7 << 30, DiskFree: 3 << 29,
+			Pressure: &upstream.Pressure{CPU: 81.5, Memory: 2.25, IO: 12}, ClockAhead: -90 * time.Second,
+		}, townTime().Add(40 * time.Second), nil
+	case "secret":
+		return upstream.Load{System: "Darwin", Load1: 1, Cores: 10, MemoryTotal: 16 << 30, MemoryAvailable: 8 << 30, DiskFree: 1 << 40}, townTime().Add(42 * time.Second), nil
+	}
+	return upstream.Load{}, time.Time{}, errors.New("does not run a shell for account 'nix'\x1b[2J")
 }
 
 // Guards against answers that nobody reads before they are shipped: read the files

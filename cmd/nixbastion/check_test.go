@@ -84,6 +84,7 @@ func TestCheckConnectTellsWhatAnswers(t *testing.T) {
 		`Builder good at ` + good + `, account nix: ready\n` +
 			`  SSH-2\.0-\S+; Nix 2\.26\.3, protocol 1\.\d+, trust: trusted\n` +
 			`  connected in [0-9.]+.?s; nix-daemon --stdio answered after [0-9.]+.?s\n` +
+			`  its load cannot be seen, so it is used by its slots alone: it does not run a shell for account 'nix'\n` +
 			`Builder strict at ` + strict + `, account nix: cannot be used\n` +
 			`  untrusted: account 'nix' on builder 'strict' \(` + strict + `\) must be in trusted-users of its nix\.conf\n` +
 			`Builder other at ` + good + `, account nix: cannot be used\n` +

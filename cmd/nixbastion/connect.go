@@ -71,8 +71,19 @@ func reportText(b *policy.Builder, r upstream.Report, err error) string {
 	if nix == "" {
 		nix = "older than 2.7"
 	}
-	return fmt.Sprintf("%sready\n  %s; Nix %s, protocol %s, trust: %s\n  connected in %s; %s answered after %s\n",
-		head, r.Server, nix, r.Protocol, r.Trust, milliseconds(r.Connect), r.Command, milliseconds(r.Handshake))
+	return fmt.Sprintf("%sready\n  %s; Nix %s, protocol %s, trust: %s\n  connected in %s; %s answered after %s\n  %s\n",
+		head, r.Server, nix, r.Protocol, r.Trust, milliseconds(r.Connect), r.Command, milliseconds(r.Handshake), loadText(b, r))
+}
+
+// loadText says whether the builder's load can be seen.
+func loadText(b *policy.Builder, r upstream.Report) string {
+	switch {
+	case b.Load.Off:
+		return "its load is not looked at (load: off)"
+	case r.LoadErr != nil:
+		return fmt.Sprintf("its load cannot be seen, so it is used by its slots alone: it %v", r.LoadErr)
+	}
+	return r.Load.String()
 }
 
 // faultText puts the hint of an error on a line of its own.
