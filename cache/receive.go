@@ -20,6 +20,13 @@ const maxReferences = 10_000
 // the caller leaves out what it does not trust. What is wrong with the bytes
 // is a nix.UserError in Nix's own words.
 func (c *Cache) Receive(ctx context.Context, info *nix.PathInfo, nar io.Reader, g Grant) (Outcome, error) {
+	return c.ReceiveShown(ctx, info, nar, g, nil)
+}
+
+// ReceiveShown is Receive for an upload that somebody may want to read while it
+// grows: show is called before the first byte is read, unless the path is valid in
+// the domain already. The client waits for show to return. Nil shows it to nobody.
+func (c *Cache) ReceiveShown(ctx context.Context, info *nix.PathInfo, nar io.Reader, g Grant, show func(*Growing)) (Outcome, error) {
 	rec, err := c.admit(info, g)
 	if err != nil {
 		return 0, err
@@ -32,7 +39,14 @@ func (c *Cache) Receive(ctx context.Context, info *nix.PathInfo, nar io.Reader, 
 		s.discard(err)
 		return 0, err
 	}
-	return c.receive(ctx, rec, s, nar, g)
+	if show == nil || c.find(g.Domain, []nix.StorePath{info.Path})[0] != nil {
+		return c.receive(ctx, rec, s, nar, g)
+	}
+	growing := &Growing{info: rec.info, spool: s, settled: make(chan struct{})}
+	show(growing)
+	outcome, err := c.receive(ctx, rec, s, nar, g)
+	growing.settle(outcome, err)
+	return outcome, err
 }
 
 // ReceiveFound takes a path that was found where it can be had again, on a builder.
