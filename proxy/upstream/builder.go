@@ -79,10 +79,10 @@ func (b *builder) setMaxJobs(n int) {
 }
 
 // maxSessions bounds the sessions on the builder: those that build, as many that
-// still hand over their outputs, and some to spare; and the probe of its load. The
-// caller holds mu.
+// still hand over their outputs, and some to spare, for what is found there and for
+// uploads that are fed ahead; and the probe of its load. The caller holds mu.
 func (b *builder) maxSessions() int {
-	n := 2*b.maxJobs + 4
+	n := 2*b.maxJobs + 6
 	if b.load.cancel != nil {
 		n++
 	}

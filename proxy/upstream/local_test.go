@@ -236,7 +236,7 @@ func TestLocalDaemonThatDoesNotServeUs(t *testing.T) {
 func TestLocalSessionsAreBounded(t *testing.T) {
 	d := startDaemon(t, nil)
 	w := localWorld(t, d, Options{})
-	const most = 8 // 2 * MaxJobs + 4
+	const most = 10 // 2 * MaxJobs + 6
 	for range 2 {
 		var sessions []*Session
 		for range most {
