@@ -43,6 +43,8 @@ type order struct {
 	inputs      []*nix.PathInfo
 	outputsHere bool
 	log         *slog.Logger
+	// feeder is that of the client who asked first.
+	feeder *feeder
 }
 
 // key digests everything that makes two orders the same build.
@@ -71,6 +73,8 @@ type builds struct {
 	logDir string
 
 	inflight    *inflight
+	sending     *sending
+	feeds       *feeds
 	differences *differences
 	misses      *misses
 	// proofs has one token for each plan being read.
@@ -284,7 +288,7 @@ func (t *tries) buildOn(ctx context.Context, sess *upstream.Session) (*nix.Build
 	match := t.mustMatch(sess.Builder())
 	push := &push{
 		cache: t.cache, domain: t.order.principal.Domain, inputs: t.order.inputs, log: t.log,
-		match: match, differences: t.differences,
+		match: match, differences: t.differences, sending: t.sending, feeder: t.order.feeder,
 	}
 	if err := push.run(ctx, sess); err != nil {
 		return nil, fmt.Errorf("bring inputs to %s: %w", sess.Builder(), err)

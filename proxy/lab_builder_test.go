@@ -29,6 +29,7 @@ type labBuilder struct {
 	// domain is whose it is; "" is default.
 	domain string
 	trust  nix.Trust
+	nix    string // version; "" is 2.34.8
 	// build makes the outputs of a derivation; nil writes who built it.
 	build func(ctx context.Context, b *labBuilder, log nix.Logger, drv *nix.BasicDerivation) (*nix.BuildResult, error)
 	// beforeNar is called before a NAR goes to the proxy; nil is nothing.
@@ -36,6 +37,8 @@ type labBuilder struct {
 
 	// onInfo and onNar are called before a path's info or NAR is given, and may wait.
 	onInfo, onNar func(ctx context.Context, path nix.StorePath)
+	// onFed is called with each piece of a NAR that comes, and may wait.
+	onFed func(path nix.StorePath)
 	// infoError is the answer to questions for path infos instead.
 	infoError error
 	// named answers which path has a hash part; nil does so from files.
@@ -51,13 +54,15 @@ type labBuilder struct {
 	modes []nix.BuildMode // of drvs
 	ended int             // builds that ended, in whatever way
 	fed   []string        // names of paths that were sent here
+	comes map[string]int  // bytes that came of each, by name
+	feeds int             // uploads under way
 	asked []string        // names of paths whose infos were asked for
 	gave  []string        // names of paths that were fetched from here
 	roots []string        // names of temporary roots
 }
 
 func newLabBuilder(name string) *labBuilder {
-	return &labBuilder{name: name, trust: nix.Trusted, conns: map[net.Conn]bool{}, files: map[nix.StorePath]labFile{}}
+	return &labBuilder{name: name, trust: nix.Trusted, conns: map[net.Conn]bool{}, files: map[nix.StorePath]labFile{}, comes: map[string]int{}}
 }
 
 func (b *labBuilder) system() string { return "x86_64-linux" }
@@ -152,7 +157,7 @@ func (b *labBuilder) serve(conn net.Conn, serving *sync.WaitGroup) {
 				if req.Type == "exec" {
 					serving.Go(func() { ssh.DiscardRequests(requests) })
 					worker.Serve(context.Background(), ch, &labStore{b: b},
-						worker.ServeOptions{DaemonVersion: "2.34.8", Trust: b.trust})
+						worker.ServeOptions{DaemonVersion: cmp.Or(b.nix, "2.34.8"), Trust: b.trust})
 					ch.SendRequest("exit-status", false, []byte{0, 0, 0, 0})
 					return
 				}
@@ -199,6 +204,44 @@ func (b *labBuilder) file(path nix.StorePath) (labFile, bool) {
 	defer b.mu.Unlock()
 	f, ok := b.files[path]
 	return f, ok
+}
+
+func (b *labBuilder) underWay(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.feeds += n
+}
+
+// uploads is how many uploads are under way to here, and came how many bytes of a
+// path came so far.
+func (b *labBuilder) uploads() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.feeds
+}
+
+func (b *labBuilder) came(path nix.StorePath) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.comes[path.Name()]
+}
+
+// comingReader counts what comes of a path.
+type comingReader struct {
+	r    io.Reader
+	b    *labBuilder
+	path nix.StorePath
+}
+
+func (c comingReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.b.mu.Lock()
+	c.b.comes[c.path.Name()] += n
+	c.b.mu.Unlock()
+	if c.b.onFed != nil {
+		c.b.onFed(c.path)
+	}
+	return n, err
 }
 
 // built are the names of the derivations that came here.
@@ -325,6 +368,8 @@ func (s *labStore) NarFromPath(ctx context.Context, path nix.StorePath) (io.Read
 }
 
 func (s *labStore) AddMultipleToStore(_ context.Context, _ nix.Logger, src nix.PathSource, _ nix.AddOptions) error {
+	s.b.underWay(1)
+	defer s.b.underWay(-1)
 	for {
 		info, r, err := src.Next()
 		if err == io.EOF {
@@ -333,7 +378,7 @@ func (s *labStore) AddMultipleToStore(_ context.Context, _ nix.Logger, src nix.P
 		if err != nil {
 			return err
 		}
-		content, err := io.ReadAll(r)
+		content, err := io.ReadAll(comingReader{r, s.b, info.Path})
 		if err != nil {
 			return err
 		}

@@ -50,7 +50,7 @@ func inputJobs(inputs []*nix.PathInfo) []string {
 }
 
 // noteListed tells the router which inputs of an order builders hold by the lists of
-// their stores.
+// their stores, or will in a moment.
 func (b *builds) noteListed(o *order, inputs []route.Input) {
 	for _, builder := range b.policy.Current().Builders {
 		if !slices.Contains(builder.Domains, o.principal.Domain) {
@@ -58,7 +58,7 @@ func (b *builds) noteListed(o *order, inputs []route.Input) {
 		}
 		var listed []route.PathID
 		for i, in := range o.inputs {
-			if b.pool.Lists(builder.Name, in.Path) {
+			if b.pool.Lists(builder.Name, in.Path) || b.sending.has(builder.Name, in.Path) {
 				listed = append(listed, inputs[i].ID)
 			}
 		}

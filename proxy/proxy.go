@@ -125,7 +125,18 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	}
 	p.found = newFinder(ctx, p.pool, p.cache, p.policy, p.log)
 	p.builds.misses = p.found.misses
+	p.openFeeds()
 	return nil
+}
+
+// openFeeds makes ready what sends to builders, for builds and ahead of them.
+func (p *Proxy) openFeeds() {
+	b := p.builds
+	b.sending = newSending()
+	b.feeds = newFeeds(&feeds{
+		pool: p.pool, router: p.router, cache: p.cache, policy: p.policy,
+		sending: b.sending, misses: b.misses, differences: b.differences, ctx: b.fetchCtx, running: &b.fetches,
+	})
 }
 
 // Cache is the store, for the admin. It is closed by Shutdown.
@@ -273,6 +284,7 @@ func (p *Proxy) daemonVersion() string {
 func (p *Proxy) serveDaemon(ctx context.Context, x *Exec, log *slog.Logger) int {
 	principal := accessOf(x).Principal
 	s := p.newSession(principal, log)
+	s.feeder.client.remote = x.Identity.Remote.Addr()
 	defer s.close()
 	err := worker.Serve(ctx, stdio{x.Stdin, x.Stdout}, s, worker.ServeOptions{
 		DaemonVersion: p.daemonVersion(),
@@ -290,6 +302,7 @@ func (p *Proxy) serveDaemon(ctx context.Context, x *Exec, log *slog.Logger) int 
 func (p *Proxy) serveStore(ctx context.Context, x *Exec, write bool, log *slog.Logger) int {
 	principal := accessOf(x).Principal
 	s := p.newSession(principal, log)
+	s.feeder.client.remote = x.Identity.Remote.Addr()
 	defer s.close()
 	spoolDir := ""
 	if principal.Role == policy.RoleFull {
@@ -333,7 +346,7 @@ func endText(err error) string {
 
 func (p *Proxy) newSession(principal *policy.Principal, log *slog.Logger) *session {
 	return &session{
-		principal: principal, cache: p.cache, builds: p.builds, found: p.found, limits: p.policy.Current().Limits, log: log,
+		principal: principal, cache: p.cache, builds: p.builds, found: p.found, feeder: p.builds.feeds.newFeeder(principal, log), limits: p.policy.Current().Limits, log: log,
 		pins: p.cache.NewPins(principal.Name), promises: promises{keepers: p.found.keepers},
 	}
 }

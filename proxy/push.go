@@ -20,38 +20,85 @@ type push struct {
 	// are used, and noted in differences.
 	match       bool
 	differences *differences
+	// sending is what others send, which is waited for instead.
+	sending *sending
+	// feeder has what was fed ahead for the client of the build.
+	feeder *feeder
 }
 
 // run names all inputs as temporary roots, then asks which are there, then sends
 // the others: in that order, since only what is rooted cannot be collected
-// between question and build.
+// between question and build. What somebody else is sending there is asked for again
+// when that has ended.
 func (p *push) run(ctx context.Context, sess *upstream.Session) error {
-	paths := make([]nix.StorePath, len(p.inputs))
+	p.feeder.chosen(sess.Builder())
+	defer p.feeder.taken()
+	ask := make([]nix.StorePath, len(p.inputs))
 	for i, in := range p.inputs {
-		paths[i] = in.Path
+		ask[i] = in.Path
 	}
-	if err := sess.AddTempRoots(ctx, paths); err != nil {
+	if err := sess.AddTempRoots(ctx, ask); err != nil {
 		return err
 	}
-	valid, err := sess.QueryValidPaths(ctx, paths, false)
-	if err != nil {
-		return err
+	held := make(map[nix.StorePath]bool, len(p.inputs))
+	for {
+		valid, err := sess.QueryValidPaths(ctx, ask, false)
+		if err != nil {
+			return err
+		}
+		for _, path := range valid {
+			held[path] = true
+		}
+		if err := p.compare(ctx, sess, valid); err != nil {
+			return err
+		}
+		ask, err = p.bring(ctx, sess, held)
+		if err != nil || len(ask) == 0 {
+			return err
+		}
 	}
-	held := make(map[nix.StorePath]bool, len(valid))
-	for _, path := range valid {
-		held[path] = true
+}
+
+// bring sends what a builder lacks and adds it to held, but for what others are
+// sending there: for that it waits, and returns it.
+func (p *push) bring(ctx context.Context, sess *upstream.Session, held map[nix.StorePath]bool) (others []nix.StorePath, _ error) {
+	missing := missingOf(p.inputs, held)
+	mine, own, senders := p.sending.claim(sess.Builder(), missing, nil)
+	if err := p.sendClaimed(ctx, sess, mine, own); err != nil {
+		return nil, err
 	}
-	if err := p.compare(ctx, sess, valid); err != nil {
-		return err
-	}
-	missing := p.missing(held)
-	if err := p.send(ctx, sess, missing); err != nil {
-		return err
-	}
-	for _, in := range missing {
+	for _, in := range mine {
+		held[in.Path] = true
 		p.differences.note(sess.Builder(), in, nil)
 	}
-	return nil
+	if len(senders) == 0 {
+		return nil, nil
+	}
+	var rest []*nix.PathInfo
+	for _, in := range missing {
+		if !held[in.Path] {
+			rest = append(rest, in)
+			others = append(others, in.Path)
+		}
+	}
+	p.sayWaiting(rest, sess.Builder())
+	return others, await(ctx, senders)
+}
+
+// sayWaiting tells the client of inputs that somebody else sends, as send does.
+func (p *push) sayWaiting(paths []*nix.PathInfo, builder string) {
+	var total uint64
+	for _, in := range paths {
+		total += in.NarSize
+	}
+	if total >= announceSize {
+		nix.Line(p.log, fmt.Sprintf("waiting for %d paths (%.0f MiB) that are on their way to '%s' already", len(paths), float64(total)/(1<<20), builder))
+	}
+}
+
+func (p *push) sendClaimed(ctx context.Context, sess *upstream.Session, mine []*nix.PathInfo, own *sender) error {
+	defer p.sending.release(own) // after a panic too
+	return p.send(ctx, sess, mine)
 }
 
 // compare looks whether what the builder holds is what we hold.
@@ -95,13 +142,13 @@ func sameContent(held []nix.StorePath, infos []*nix.PathInfo, ours map[nix.Store
 	return nil
 }
 
-// missing returns the inputs that the builder lacks, references first.
-func (p *push) missing(held map[nix.StorePath]bool) []*nix.PathInfo {
-	byPath := make(map[nix.StorePath]*nix.PathInfo, len(p.inputs))
-	for _, in := range p.inputs {
+// missingOf returns the inputs that a builder lacks, references first.
+func missingOf(inputs []*nix.PathInfo, held map[nix.StorePath]bool) []*nix.PathInfo {
+	byPath := make(map[nix.StorePath]*nix.PathInfo, len(inputs))
+	for _, in := range inputs {
 		byPath[in.Path] = in
 	}
-	return inOrder(p.inputs, func(path nix.StorePath) *nix.PathInfo {
+	return inOrder(inputs, func(path nix.StorePath) *nix.PathInfo {
 		if held[path] {
 			return nil
 		}

@@ -22,6 +22,7 @@ type session struct {
 	cache     *cache.Cache
 	builds    *builds
 	found     *finder
+	feeder    *feeder
 	limits    policy.Limits
 	log       *slog.Logger
 
@@ -53,6 +54,7 @@ var errNoRepair = nix.Refuse("an upload does not replace a path that is valid he
 
 // close gives back what the session holds.
 func (s *session) close() {
+	s.feeder.close()
 	s.promises.release()
 	s.pins.Release()
 }
@@ -169,7 +171,7 @@ func (s *session) receive(ctx context.Context, claimed *nix.PathInfo, nar io.Rea
 	if err != nil {
 		return err
 	}
-	outcome, err := s.cache.Receive(ctx, info, nar, grant)
+	outcome, err := s.cache.ReceiveShown(ctx, info, nar, grant, s.feeder.offer)
 	if err != nil {
 		return err
 	}
@@ -255,7 +257,7 @@ func (s *session) order(drvPath nix.StorePath, drv *nix.BasicDerivation, mode ni
 	}
 	o := &order{
 		principal: s.principal, drvPath: drvPath, drv: drv, mode: mode, limits: s.buildLimits,
-		system: system, features: features, needs: needs, inputs: inputs, log: s.log,
+		system: system, features: features, needs: needs, inputs: inputs, log: s.log, feeder: s.feeder,
 	}
 	if mode != nix.BuildNormal {
 		err = s.compared(o)
