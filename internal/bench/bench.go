@@ -31,6 +31,8 @@ type bench struct {
 	bytes int64
 	paths func(client string) int
 	goals []goal
+	// decoy says that the proxy must have a second builder, beside which it runs.
+	decoy bool
 
 	// prepare is called once, before all rounds; nil is nothing to do.
 	prepare func(ctx context.Context, s *stage) error
@@ -75,7 +77,7 @@ func (b bench) comparesWith(w *way) bool {
 // all benches, in the order of the table.
 func allBenches() []bench {
 	return []bench{
-		ping(), oneBuild(), fiftyBuilds(), bigIn(), smallIn(), bigOut(), bigDiscarded(), filesDiscarded(), smallOut(), connectedOut(), absent(),
+		ping(), oneBuild(), fiftyBuilds(), bigIn(), bigMisled(), smallIn(), bigOut(), bigDiscarded(), filesDiscarded(), smallOut(), connectedOut(), absent(),
 		jumpUp(), jumpDown(),
 	}
 }

@@ -17,6 +17,7 @@ import (
 type lab struct {
 	bed     *testbed.Bed
 	builder *testbed.Host
+	decoy   *testbed.Host            // nil unless a bench wants it
 	clients map[string]*testbed.Host // by version of Nix
 	hub     *testbed.Host            // nil unless its column is wanted
 	proxy   *world.Proxy             // the same
@@ -49,6 +50,9 @@ func (l *lab) open(ctx context.Context, o options) error {
 			continue
 		}
 		w, err := l.openWay(ctx, name, key, o)
+		if err == nil && o.line > 0 {
+			w, err = l.behindLine(ctx, w, key, o.line)
+		}
 		if err != nil {
 			return fmt.Errorf("open the way %s: %w", name, err)
 		}
@@ -68,6 +72,10 @@ func (l *lab) startEnds(ctx context.Context, o options) error {
 			testbed.TrustedAccount: {key, l.bed.UserKey("hub"), world.BuilderKey(l.bed, "proxy")},
 		},
 	}}
+	if o.wantsDecoy() {
+		specs = append(specs, testbed.HostSpec{Name: decoy, Kind: testbed.Builder, Nix: o.builder, Features: []string{decoy}, OnDisk: o.storeOnDisk()})
+	}
+	ends := len(specs)
 	versions := o.clientVersions()
 	self, err := os.Executable()
 	if err != nil {
@@ -84,10 +92,17 @@ func (l *lab) startEnds(ctx context.Context, o options) error {
 		return err
 	}
 	l.builder = hosts[0]
+	if ends > 1 {
+		l.decoy = hosts[1]
+	}
 	for i, version := range versions {
-		l.clients[version] = hosts[i+1]
+		l.clients[version] = hosts[ends+i]
 	}
 	return nil
+}
+
+func (o options) wantsDecoy() bool {
+	return slices.ContainsFunc(o.tasks(), func(t task) bool { return t.bench.decoy })
 }
 
 func (o options) storeOnDisk() []string {
@@ -111,8 +126,12 @@ func (l *lab) openWay(ctx context.Context, name string, key testbed.Key, o optio
 }
 
 func (l *lab) openProxy(ctx context.Context, key testbed.Key, o options) (*way, error) {
+	builders := []world.Builder{{Host: l.builder, MaxJobs: jobs}}
+	if l.decoy != nil {
+		builders = append(builders, world.Builder{Host: l.decoy, Features: []string{decoy}, MandatoryFeatures: []string{decoy}})
+	}
 	p, err := world.StartProxy(ctx, l.bed, world.ProxySpec{
-		Builders:    []world.Builder{{Host: l.builder, MaxJobs: jobs}},
+		Builders:    builders,
 		Principals:  []world.Principal{{Name: "client", Keys: []testbed.Key{key}, Extra: []string{"jump: [builder]"}}},
 		StateOnDisk: o.disk,
 	})

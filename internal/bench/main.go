@@ -42,6 +42,7 @@ type options struct {
 	builder string   // the version of Nix that builder and hub run
 	columns []string // names of ways; nil is all
 	disk    bool
+	line    int           // MB/s of the client's line; 0 is no limit
 	time    time.Duration // 0 is no limit
 }
 
@@ -57,6 +58,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.StringVar(&o.builder, "builder", testbed.Nix234, "let builder and hub run this version of Nix (2.34.8, 2.26.3 or 2.8.0), with the OpenSSH of its time")
 	f.StringVar(&columns, "columns", "", "ways to measure, separated by commas: "+strings.Join(wayNames, ", "))
 	f.DurationVar(&o.time, "time", 20*time.Minute, "begin no round that would make it last much longer; 0 is no limit")
+	f.IntVar(&o.line, "line", 0, "let each client reach the others over a line of so many MB/s (10^6 bytes); 0 is no limit")
 	f.BoolVar(&o.disk, "disk", false, "keep all stores on disk instead of in memory")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -75,6 +77,9 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 		if err := knownVersion("client", o.client); err != nil {
 			return o, err
 		}
+	}
+	if o.line < 0 {
+		return o, fmt.Errorf("-line %d is less than nothing", o.line)
 	}
 	if o.rounds < 1 {
 		return o, fmt.Errorf("-rounds %d is less than one", o.rounds)
@@ -104,6 +109,9 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	about, err := describe(ctx, l)
 	if err != nil {
 		return err
+	}
+	if o.line > 0 {
+		about = append(about, fmt.Sprintf("clients are on a line of %d MB/s", o.line))
 	}
 	results, measureErr := measureAll(ctx, l, o, log)
 	r := report{about: about, took: time.Since(began), results: results, columns: o.columns}

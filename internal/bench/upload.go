@@ -28,6 +28,39 @@ func bigIn() bench {
 	}
 }
 
+// bigMisled is the worst of feeding ahead: all of the input goes to the wrong builder
+// first, beside the upload.
+func bigMisled() bench {
+	return bench{
+		name: "bigmisled", share: 270, title: "1 GiB in, guessed wrongly",
+		what: "as 1 GiB in, but the proxy has a second builder, which ran the client's last build and can not run this one",
+		slow: true, bytes: bigBytes, decoy: true,
+		goals: []goal{{limit: 2.1}},
+		warm:  warmUp,
+		before: func(ctx context.Context, s *stage, w *way) ([]string, error) {
+			return s.uploadAndBuild(ctx, w, func(ctx context.Context) ([]string, error) {
+				if err := s.mislead(ctx, w); err != nil {
+					return nil, err
+				}
+				return s.newBigPath(ctx)
+			})
+		},
+	}
+}
+
+// mislead has the decoy run the client's last build.
+func (s *stage) mislead(ctx context.Context, w *way) error {
+	if w.name != proxy {
+		return nil
+	}
+	drv, err := s.instantiate(ctx, testbed.Derivation{Name: s.serial.next(), RequiredFeatures: []string{decoy}}, nil)
+	if err != nil {
+		return err
+	}
+	_, err = s.watch(ctx, s.client, w, realise(w, drv))
+	return err
+}
+
 func smallIn() bench {
 	return bench{
 		name: "smallin", share: 90, title: "2,000 small paths in, and build",
@@ -67,10 +100,19 @@ func (s *stage) emptyStores(ctx context.Context, w *way) error {
 			return err
 		}
 	}
-	if err := emptyStore(ctx, s.client); err != nil {
-		return err
+	for _, h := range s.stores() {
+		if err := emptyStore(ctx, h); err != nil {
+			return err
+		}
 	}
-	return emptyStore(ctx, s.builder)
+	return nil
+}
+
+func (s *stage) stores() []*testbed.Host {
+	if s.decoy == nil {
+		return []*testbed.Host{s.client, s.builder}
+	}
+	return []*testbed.Host{s.client, s.builder, s.decoy}
 }
 
 // newBigPath adds 1 GiB to the client's store. Random bytes are made once; a

@@ -44,6 +44,10 @@ func (w *way) user() string {
 // one run takes long.
 func (w *way) aside() bool { return w.name != direct && w.name != proxy }
 
+// decoy is a second builder of the proxy, and the feature without which it gets no
+// build.
+const decoy = "decoy"
+
 // jobs is how many builds a client runs at once, and the builder too.
 const jobs = 8
 
@@ -55,6 +59,6 @@ func newWay(name, account string, h *testbed.Host, key testbed.Key) *way {
 		store:    uri + "?ssh-key=" + key.File(),
 		account:  account,
 		host:     h.Name(),
-		builders: testbed.Machine{Store: uri, Key: key, MaxJobs: jobs}.Line(),
+		builders: testbed.Machine{Store: uri, Key: key, MaxJobs: jobs, Features: []string{decoy}}.Line(),
 	}
 }
