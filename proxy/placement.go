@@ -11,7 +11,7 @@ import (
 // requestOf is what the router needs to know of an order.
 func (b *builds) requestOf(o *order) route.Request {
 	pol := b.policy.Current()
-	req := requestFor(pol, o.principal)
+	req := requestFor(o.principal)
 	req.Name, req.System, req.Features, req.Needs = o.drvPath.String(), o.system, o.features, o.needs
 	req.Soft = pol.Scheduling.SoftFeatures
 	req.Alone = slices.ContainsFunc(o.features, func(f string) bool { return slices.Contains(pol.Scheduling.Alone, f) })
@@ -26,9 +26,13 @@ func (b *builds) requestOf(o *order) route.Request {
 }
 
 // requestFor is what the policy says of a principal's requests.
-func requestFor(pol *policy.Policy, principal *policy.Principal) route.Request {
-	return route.Request{
-		Principal: principal.Name, PrincipalMaxJobs: principal.MaxJobs, Domain: principal.Domain,
+func requestFor(principal *policy.Principal) route.Request {
+	return route.Request{Asker: askerOf(principal), Domain: principal.Domain}
+}
+
+func askerOf(principal *policy.Principal) route.Asker {
+	return route.Asker{
+		Principal: principal.Name, PrincipalMaxJobs: principal.MaxJobs,
 		Class: routeClasses[principal.Class], Weight: principal.Weight,
 	}
 }

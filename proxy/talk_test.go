@@ -79,7 +79,7 @@ func (c *town) acquire(principal, drv, system string, features ...string) {
 	go func() {
 		defer close(done)
 		lease, err := c.router.Acquire(ctx, route.Request{
-			Principal: owner.Name, PrincipalMaxJobs: owner.MaxJobs, Domain: owner.Domain, Name: labPath(drv).String(), System: system, Features: features,
+			Asker: askerOf(owner), Domain: owner.Domain, Name: labPath(drv).String(), System: system, Features: features,
 		}, func(route.Waiting) {
 			select {
 			case waits <- struct{}{}:

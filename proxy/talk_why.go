@@ -138,7 +138,7 @@ func (p *Proxy) whySystem(a *asker, args []string) (answer, error) {
 	}
 	w := &whyAnswer{}
 	for _, principal := range p.principals(a) {
-		req := requestFor(p.policy.Current(), principal)
+		req := requestFor(principal)
 		req.System, req.Features = args[0], features
 		r := newRanking(principal.Domain, p.router.Explain(req))
 		r.Note = "what the inputs weigh is not counted, since only a derivation has them"

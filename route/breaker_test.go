@@ -49,7 +49,7 @@ func TestFaultsAreForgotten(t *testing.T) {
 	if pause := c.NextDue().Sub(c.now); pause != longestPause {
 		t.Errorf("rests for %s", pause)
 	}
-	p.cancel()
+	p.ticket.Cancel()
 	c.pass(20 * faultHalfLife)
 	c.Fault("b1", "lost the connection")
 	c.ask(askLinux())

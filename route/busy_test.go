@@ -6,7 +6,7 @@ import "testing"
 func TestBusyCountsLeases(t *testing.T) {
 	r := New(Options{})
 	r.SetBuilders([]Builder{{Name: "b", Systems: map[string]float64{"s": 1}, MaxJobs: 2, Domains: []string{"d"}}})
-	lease, err := r.Acquire(t.Context(), Request{Principal: "p", Domain: "d", System: "s"}, nil)
+	lease, err := r.Acquire(t.Context(), Request{Asker: Asker{Principal: "p"}, Domain: "d", System: "s"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,8 +39,8 @@ func TestDecisionSaysWhy(t *testing.T) {
 
 	want := `a 'x86_64-linux' with features {kvm}: goes to b2
   estimate: 1m0s at speed 1, a guess
-  b2: 3/4 busy, speed 2, 1.50 MiB missing; done in 32s (build 30s, crowding 2.2s)
-  b1: 0/2 busy, speed 1, 2.50 MiB missing; done in 1m0s (build 1m0s)
+  b2: 3/4 busy, speed 2, 1.50 MiB missing; done in 30s (build 30s, crowding 0.2s, penalty 0.2s)
+  b1: 0/2 busy, speed 1, 2.50 MiB missing; done in 1m0s (build 1m0s, penalty 0.4s)
   b6: suspended until 03:05:05 UTC: out of disk
   b5: down: connection refused
   b7: excluded: lost the connection
@@ -67,8 +67,8 @@ func TestDecisionSaysWhyItWaits(t *testing.T) {
 		req  Request
 		want string
 	}{
-		{askLinux(), "a 'x86_64-linux' with features {}: waits for b1\n  estimate: 1m0s at speed 1, a guess\n  b1: 1/1 busy, speed 1, nothing missing; done in 2m9s (wait 1m0s, build 1m0s, crowding 6.0s, penalty 2.5s)"},
-		{limited, "a 'x86_64-linux' with features {}: waits, alice runs 1 of at most 1 builds\n  estimate: 1m0s at speed 1, a guess\n  b1: 1/1 busy, speed 1, nothing missing; done in 2m9s (wait 1m0s, build 1m0s, crowding 6.0s, penalty 2.5s)"},
+		{askLinux(), "a 'x86_64-linux' with features {}: waits for b1\n  estimate: 1m0s at speed 1, a guess\n  b1: 1/1 busy, speed 1, nothing missing; done in 2m3s (wait 1m0s, build 1m0s, crowding 0.6s, penalty 2.4s)"},
+		{limited, "a 'x86_64-linux' with features {}: waits, alice runs 1 of at most 1 builds\n  estimate: 1m0s at speed 1, a guess\n  b1: 1/1 busy, speed 1, nothing missing; done in 2m3s (wait 1m0s, build 1m0s, crowding 0.6s, penalty 2.4s)"},
 		{askLinux("kvm"), "a 'x86_64-linux' with features {kvm}: no builder can run it\n  estimate: 1m0s at speed 1, a guess\n  b1: lacks feature kvm"},
 		{elsewhere, "a 'x86_64-linux' with features {}: there is no builder\n  estimate: 1m0s at speed 1, a guess"},
 	}

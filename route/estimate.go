@@ -18,11 +18,15 @@ const (
 	followerLimit = 24
 	// firstGuess is the duration of anything before a build has ended, in seconds.
 	firstGuess = 60
+	// unknownShare is which part of the latest builds took less than one of which
+	// nothing is known is thought to take. What is short loses little by being taken for
+	// long, and what is long loses hours on a slow builder.
+	unknownShare = 0.95
 	// newest is the weight of a job's latest duration against the earlier ones.
 	newest = 0.3
 	// least is the least duration, in seconds: who gets a slot has it for some time.
 	least = 0.05
-	// recentLimit is over how many builds the median is that stands for unknown ones.
+	// recentLimit is of how many builds the guess for unknown ones is made.
 	recentLimit = 255
 	// tailAge is how long what follows a job is not reckoned anew, in seconds.
 	tailAge = 15
@@ -36,7 +40,7 @@ type estimates struct {
 	jobs   *simplelru.LRU[string, *job]
 	recent []float64 // the latest durations; a ring
 	next   int       // in recent
-	median float64
+	guess  float64   // for what is not known
 }
 
 // job is what is known of builds of one name.
@@ -75,7 +79,7 @@ func newEstimates() *estimates {
 	if err != nil {
 		panic(err) // only for a limit below 1
 	}
-	return &estimates{jobs: jobs, median: firstGuess}
+	return &estimates{jobs: jobs, guess: firstGuess}
 }
 
 // of is how long a job will take and how long what follows it, in seconds at speed
@@ -85,7 +89,7 @@ func (e *estimates) of(name, system string, now float64) (seconds, tail float64)
 	defer e.mu.Unlock()
 	j, known := e.jobs.Get(name)
 	if !known || name == "" {
-		return e.median, 0
+		return e.guess, 0
 	}
 	budget := tailBudget
 	return e.seconds(j, system), e.tailOf(j, now, &budget)
@@ -98,7 +102,7 @@ func (e *estimates) seconds(j *job, system string) float64 {
 	if j.all.builds > 0 {
 		return j.all.seconds
 	}
-	return e.median
+	return e.guess
 }
 
 // known is what was measured of a job on a system; of no builds if nothing was.
@@ -196,7 +200,7 @@ func (e *estimates) job(name string) *job {
 func (e *estimates) learn(name, system, builder string, seconds float64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.learnMedian(max(seconds, least))
+	e.learnGuess(max(seconds, least))
 	if name == "" {
 		return
 	}
@@ -213,7 +217,7 @@ func (e *estimates) learn(name, system, builder string, seconds float64) {
 	}
 }
 
-func (e *estimates) learnMedian(seconds float64) {
+func (e *estimates) learnGuess(seconds float64) {
 	if len(e.recent) < recentLimit {
 		e.recent = append(e.recent, seconds)
 	} else {
@@ -222,7 +226,7 @@ func (e *estimates) learnMedian(seconds float64) {
 	}
 	if n := len(e.recent); n < 16 || e.next%8 == 0 {
 		sorted := slices.Sorted(slices.Values(e.recent))
-		e.median = sorted[n/2]
+		e.guess = sorted[int(unknownShare*float64(n-1)+0.5)]
 	}
 }
 

@@ -12,9 +12,15 @@ const (
 	// avoidPrice is what it costs, in seconds, to go to a builder that is to be
 	// avoided: any other is better.
 	avoidPrice = 1e6
-	// crowding is by how much longer a build takes on a builder whose slots are all
-	// taken than on an idle one.
-	crowding = 0.1
+	// crowding is by how much longer a build counts on a builder whose slots are all
+	// taken than on an idle one: of two that are otherwise alike the emptier is chosen.
+	// More sends builds to slow builders that idle.
+	crowding = 0.01
+	// bytePrice is what it costs to send a byte, in seconds, besides the time that it
+	// takes: links and disks serve others too. In simulated fleets it halves what is
+	// sent and costs no time, since a builder that gets a closure early has it
+	// for all that follow, and whoever waits for one that has it waits a little.
+	bytePrice = 150e-9
 	// sureness is by how much an end that depends on a slot that is not free yet must
 	// be earlier: slots become free later than thought more often than earlier.
 	sureness = 0.02
@@ -162,7 +168,7 @@ func (o *outlook) offerOf(r *Router, w *waiter, opt option) offer {
 		f.slotAt = o.keptTo[i]
 		f.start = max(f.start, f.slotAt)
 	}
-	f.finish = f.start + f.moves + f.build*(1+o.crowd[i]) + opt.penalty
+	f.finish = f.start + f.moves + f.build*(1+o.crowd[i]) + float64(w.lacks[i])*bytePrice + opt.penalty
 	if f.slotAt > o.now {
 		f.finish += sureness * (f.finish - o.now)
 	}
@@ -197,7 +203,7 @@ func (o *outlook) bestPlain(r *Router, w *waiter) offer {
 		i := opt.index
 		slot := o.slotAt[i]
 		build := w.seconds * opt.perSecond * o.pace[i]
-		finish := max(slot, o.linkAt[i]) + float64(lacks[i])*o.perByte[i] + build*(1+o.crowd[i]) + opt.penalty
+		finish := max(slot, o.linkAt[i]) + float64(lacks[i])*(o.perByte[i]+bytePrice) + build*(1+o.crowd[i]) + opt.penalty
 		if slot > o.now {
 			finish += sureness * (finish - o.now)
 		}

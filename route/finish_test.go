@@ -79,8 +79,8 @@ func TestThoseBeforeCount(t *testing.T) {
 func TestInputsWeigh(t *testing.T) {
 	c := newClockwork(t, Options{}, linux("has", 1), linux("lacks", 1))
 	c.build("short", "lacks", 5*time.Second)
-	c.build("long", "lacks", 100*time.Second)
-	closure := Input{c.Intern("/nix/store/toolchain"), 2e9} // 20 s
+	c.build("long", "lacks", 1000*time.Second)
+	closure := Input{c.Intern("/nix/store/toolchain"), 2e9} // 20 s, and a price of 300 s
 	c.NoteHeld("has", closure.ID)
 	with := func(req Request) Request {
 		req.Inputs = []Input{closure}
@@ -90,7 +90,7 @@ func TestInputsWeigh(t *testing.T) {
 	expect(t, "first", first.on(), "has")
 	first.lease.Began()
 	second := c.ask(with(job1("short")))
-	expect(t, "second, done after 10 s on has and 25 s on lacks", second.on(), "")
+	expect(t, "second, done after 10 s on has and, with the price, 325 s on lacks", second.on(), "")
 	c.pass(5 * time.Second)
 	first.lease.Built()
 	expect(t, "second", second.on(), "has")
@@ -99,7 +99,7 @@ func TestInputsWeigh(t *testing.T) {
 	blocker := c.ask(job1("long"))
 	expect(t, "blocker", blocker.on(), "has")
 	third := c.ask(with(job1("short")))
-	expect(t, "third, done after 105 s on has and 25 s on lacks", third.on(), "lacks")
+	expect(t, "third, done after 1005 s on has and, with the price, 325 s on lacks", third.on(), "lacks")
 	terms := third.lease.Terms()
 	near(t, "transfer", terms.Transfer.Seconds(), 20)
 	third.lease.Transferred(2e9, 10*time.Second)

@@ -128,7 +128,7 @@ func (r *Router) nextDue() time.Time {
 	}
 	for l := range r.hopeless {
 		for _, w := range l.waiters {
-			sooner(w.deadline())
+			sooner(w.whole().deadline(l))
 		}
 	}
 	return due

@@ -110,7 +110,7 @@ func sensible(f float64) bool { return f > 0 && !math.IsInf(f, 0) && !math.IsNaN
 func (e *estimates) restore(name string, d DurationHistory) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.learnMedian(max(d.Seconds, least))
+	e.learnGuess(max(d.Seconds, least))
 	j := e.job(name)
 	j.all.add(d.Seconds)
 	j.all.builds = d.Builds

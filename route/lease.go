@@ -168,6 +168,8 @@ func (r *Router) Acquire(ctx context.Context, req Request, onWait func(Waiting))
 		select {
 		case <-done:
 		case <-w.changed:
+		case a := <-req.Joined:
+			r.join(w, a)
 		case <-next.C:
 		case <-ctx.Done():
 			next.Stop()
@@ -192,30 +194,51 @@ func isClosed(done chan struct{}) bool {
 	}
 }
 
+// join lets a request go when a further principal has its turn.
+func (r *Router) join(w *waiter, a Asker) {
+	r.lock()
+	defer r.unlock()
+	r.addTurn(w, a)
+	r.settle()
+}
+
+// Ticket is a request that was submitted.
+type Ticket struct {
+	router  *Router
+	w       *waiter
+	granted func(*Lease, error)
+	early   bool // over before Submit returned
+}
+
 // Submit is Acquire for who has a clock of his own and waits for many at once: granted
 // is called once with what Acquire would return, before Submit or the call that
-// brought it about returns. The function it returns ends the wait; granted is then
-// not called any more.
-func (r *Router) Submit(req Request, granted func(*Lease, error)) (cancel func(), err error) {
-	var w *waiter
-	ended := false
-	answer := func() {
-		if w == nil { // Submit has not come so far yet
-			ended = true
-			return
-		}
-		granted(w.lease, w.err)
-	}
-	entered, err := r.enter(req, answer)
+// brought it about returns.
+func (r *Router) Submit(req Request, granted func(*Lease, error)) (*Ticket, error) {
+	t := &Ticket{router: r, granted: granted}
+	w, err := r.enter(req, t.answer)
 	if err != nil {
 		return nil, err
 	}
-	w = entered
-	if ended {
-		granted(w.lease, w.err)
+	t.w = w
+	if t.early {
+		t.answer()
 	}
-	return func() { r.leave(w) }, nil
+	return t, nil
 }
+
+func (t *Ticket) answer() {
+	if t.w == nil {
+		t.early = true
+		return
+	}
+	t.granted(t.w.lease, t.w.err)
+}
+
+// Join says that another principal waits for the same build.
+func (t *Ticket) Join(a Asker) { t.router.join(t.w, a) }
+
+// Cancel ends the wait, and gives back a lease that was granted and not released.
+func (t *Ticket) Cancel() { t.router.leave(t.w) }
 
 // enter queues a request and places it if that is possible now. Only then the queue
 // may be found too long: one that need not wait is never refused for those who do.

@@ -36,7 +36,7 @@ func (b Builder) fast(factor float64) Builder {
 
 // ask is a request of "alice" in the domain "d".
 func ask(system string, features ...string) Request {
-	return Request{Principal: "alice", Domain: "d", System: system, Features: features}
+	return Request{Asker: Asker{Principal: "alice"}, Domain: "d", System: system, Features: features}
 }
 
 func askLinux(features ...string) Request { return ask("x86_64-linux", features...) }

@@ -24,6 +24,7 @@ func TestQueueAgainstModel(t *testing.T) {
 			"ask":     m.ask,
 			"release": m.release,
 			"leave":   m.leave,
+			"join":    m.join,
 			"reload":  m.reload,
 			"health":  m.setUp,
 			"suspend": m.suspend,
@@ -59,23 +60,49 @@ func (m *model) ask(t *rapid.T) {
 	}
 }
 
-func (m *model) askOne(t *rapid.T) {
-	req := Request{
+// asker draws a principal; its newest limit counts.
+func (m *model) asker(t *rapid.T) Asker {
+	a := Asker{
 		Principal:        rapid.SampledFrom([]string{"alice", "bob"}).Draw(t, "principal"),
 		PrincipalMaxJobs: mostly(t, "principal's limit", 3, 0, 1, 2),
-		Domain:           mostly(t, "domain", "d", "e"),
-		System:           mostly(t, "system", "x", "y", builtin),
-		Features:         mostly(t, "features", nil, []string{"kvm"}, []string{"big"}, []string{"big", "kvm"}),
 		Class:            mostly(t, "class", Normal, Interactive, Bulk),
-		Needs:            mostly(t, "needs", nil, map[string]int64{"mem": 1}, map[string]int64{"mem": 3}),
-		Alone:            mostly(t, "alone", false, true),
-		Job:              mostly(t, "job", "", "x", "y"),
-		Patience:         time.Duration(rapid.IntRange(0, 5).Draw(t, "patience")) * time.Second,
+	}
+	m.limits[a.Principal] = a.PrincipalMaxJobs
+	return a
+}
+
+// other is a principal with the limit that it has already: of one that has a turn
+// nothing new is taken.
+func (m *model) other(t *rapid.T) Asker {
+	name := rapid.SampledFrom([]string{"alice", "bob"}).Draw(t, "other")
+	return Asker{Principal: name, PrincipalMaxJobs: m.limits[name]}
+}
+
+// join has another principal wait for what waits already.
+func (m *model) join(t *rapid.T) {
+	if len(m.waiting) == 0 {
+		t.Skip("nobody waits")
+	}
+	m.router.join(m.waiting[rapid.IntRange(0, len(m.waiting)-1).Draw(t, "waiter")], m.other(t))
+}
+
+func (m *model) askOne(t *rapid.T) {
+	req := Request{
+		Asker:    m.asker(t),
+		Domain:   mostly(t, "domain", "d", "e"),
+		System:   mostly(t, "system", "x", "y", builtin),
+		Features: mostly(t, "features", nil, []string{"kvm"}, []string{"big"}, []string{"big", "kvm"}),
+		Needs:    mostly(t, "needs", nil, map[string]int64{"mem": 1}, map[string]int64{"mem": 3}),
+		Alone:    mostly(t, "alone", false, true),
+		Job:      mostly(t, "job", "", "x", "y"),
+		Patience: time.Duration(rapid.IntRange(0, 5).Draw(t, "patience")) * time.Second,
 	}
 	for _, name := range mostly(t, "exclude", nil, []string{"b1"}, []string{"b2", "b3"}) {
 		req.Exclude = append(req.Exclude, Exclusion{Builder: name})
 	}
-	m.limits[req.Principal] = req.PrincipalMaxJobs
+	for range mostly(t, "others", 0, 1, 2) {
+		req.Others = append(req.Others, m.other(t))
+	}
 	var told *waiter
 	w, err := m.router.enter(req, func() { // within enter or later
 		if told != nil {
@@ -278,7 +305,7 @@ func (m *model) checkWaits(t *rapid.T, w *waiter) {
 	if !hope || !up && w.req.Patience == 0 {
 		t.Fatalf("request %d waits for nothing", w.seq)
 	}
-	if !up && !w.deadline().After(m.now) {
+	if !up && !w.deadline(w.lane).After(m.now) {
 		t.Fatalf("request %d waits longer than it has patience", w.seq)
 	}
 	if ahead := m.router.stateOf(w).Ahead; ahead < 0 || ahead >= len(m.waiting) {
@@ -341,8 +368,8 @@ func (m *model) busy(builder string) int {
 	return m.count(func(l *Lease) bool { return l.Builder() == builder })
 }
 
-func (m *model) running(w *waiter) int {
-	return m.count(func(l *Lease) bool { return l.principal.name == w.req.Principal })
+func (m *model) running(principal string) int {
+	return m.count(func(l *Lease) bool { return l.principal.name == principal })
 }
 
 func (m *model) count(counts func(*Lease) bool) int {
@@ -355,7 +382,18 @@ func (m *model) count(counts func(*Lease) bool) int {
 	return n
 }
 
-func (m *model) limit(w *waiter) int { return m.limits[w.req.Principal] }
+// full is whether a principal has as many places as it may.
+func (m *model) full(principal string) bool {
+	limit := m.limits[principal]
+	return limit > 0 && m.running(principal) >= limit
+}
 
-func (m *model) atLimit(w *waiter) bool   { return m.limit(w) > 0 && m.running(w) >= m.limit(w) }
-func (m *model) overLimit(w *waiter) bool { return m.limit(w) > 0 && m.running(w) > m.limit(w) }
+// atLimit is whether all that wait for w are.
+func (m *model) atLimit(w *waiter) bool {
+	return m.full(w.req.Principal) && !slices.ContainsFunc(w.turns, func(t *waiter) bool { return !m.full(t.req.Principal) })
+}
+
+func (m *model) overLimit(w *waiter) bool {
+	limit := m.limits[w.lease.principal.name]
+	return limit > 0 && m.running(w.lease.principal.name) > limit
+}

@@ -51,8 +51,6 @@ type lane struct {
 	// looked at. closed says that it looks at no more.
 	cursor, looked int
 	closed         bool
-	// limited is whether the principal was at its limit when last looked at.
-	limited bool
 	// downSince is since when all that fit are down; zero if they are not.
 	downSince time.Time
 }
@@ -82,8 +80,15 @@ type waiter struct {
 	choice  int
 	slotAt  float64
 
-	older, younger *waiter       // in the queue by arrival
-	changed        chan struct{} // holds one: there may be news
+	older, younger *waiter // in the queue by arrival; of turns there are none
+
+	// turns are other places in the queue for the same build, those of principals who
+	// wait for it too, and of is the waiter whose turn this is. Who comes first
+	// decides.
+	turns []*waiter
+	of    *waiter
+
+	changed chan struct{} // holds one: there may be news
 	// ended is called, without the lock, when lease or err is set.
 	ended func()
 	lease *Lease
@@ -91,6 +96,14 @@ type waiter struct {
 }
 
 func (w *waiter) over() bool { return w.lease != nil || w.err != nil }
+
+// whole is the waiter itself or the one whose turn it is.
+func (w *waiter) whole() *waiter {
+	if w.of != nil {
+		return w.of
+	}
+	return w
+}
 
 func (w *waiter) signal() {
 	select {
@@ -150,12 +163,10 @@ func (w *waiter) follow(moved []int, n int) {
 func (r *Router) enqueue(w *waiter) {
 	r.lastSeq++
 	w.seq = r.lastSeq
-	w.lane = r.laneOf(&w.req)
 	if len(w.lacks) != len(r.places) { // a reload came between
 		w.lacks, w.as = r.weigh(r.places, w.req.Inputs)
 	}
-	i, _ := slices.BinarySearchFunc(w.lane.waiters, w, (*waiter).before)
-	w.lane.waiters = slices.Insert(w.lane.waiters, i, w)
+	r.line(w)
 	if w.older = r.newest; w.older != nil {
 		w.older.younger = w
 	} else {
@@ -164,6 +175,34 @@ func (r *Router) enqueue(w *waiter) {
 	r.newest = w
 	r.waiting++
 	r.work += w.seconds
+	for _, a := range w.req.Others {
+		r.addTurn(w, a)
+	}
+}
+
+func (r *Router) line(w *waiter) {
+	w.lane = r.laneOf(&w.req)
+	i, _ := slices.BinarySearchFunc(w.lane.waiters, w, (*waiter).before)
+	w.lane.waiters = slices.Insert(w.lane.waiters, i, w)
+}
+
+// maxTurns bounds the turns of one build.
+const maxTurns = 16
+
+// addTurn gives a build a turn among the requests of another principal.
+func (r *Router) addTurn(w *waiter, a Asker) {
+	known := func(t *waiter) bool { return t.lane.principal.name == a.Principal }
+	if w.over() || known(w) || len(w.turns) == maxTurns || slices.ContainsFunc(w.turns, known) {
+		return
+	}
+	r.lastSeq++
+	t := &waiter{
+		req: w.req, seq: r.lastSeq, since: r.now(), seconds: w.seconds, rank: w.rank,
+		lacks: slices.Clone(w.lacks), as: slices.Clone(w.as), choice: -1, changed: w.changed, of: w,
+	}
+	t.req.Asker, t.req.Others = a, nil
+	r.line(t)
+	w.turns = append(w.turns, t)
 }
 
 func (r *Router) laneOf(req *Request) *lane {
@@ -199,8 +238,19 @@ func (r *Router) principalOf(req *Request) *principal {
 	return p
 }
 
-// remove takes a request out of the queue.
+// remove takes a request out of the queue, with all its turns.
 func (r *Router) remove(w *waiter) {
+	w = w.whole()
+	r.unline(w)
+	for _, t := range w.turns {
+		r.unline(t)
+	}
+	r.unlink(w)
+	r.waiting--
+	r.work -= w.seconds
+}
+
+func (r *Router) unline(w *waiter) {
 	l := w.lane
 	if i, found := slices.BinarySearchFunc(l.waiters, w, (*waiter).before); found {
 		l.waiters = slices.Delete(l.waiters, i, i+1)
@@ -208,9 +258,6 @@ func (r *Router) remove(w *waiter) {
 			l.cursor--
 		}
 	}
-	r.unlink(w)
-	r.waiting--
-	r.work -= w.seconds
 	if len(l.waiters) == 0 {
 		l.closed = true
 		delete(r.lanes, l.key)
@@ -261,16 +308,19 @@ func (r *Router) failHopeless(now time.Time) {
 		}
 		r.hopeless[l] = true
 		for _, w := range slices.Clone(l.waiters) {
-			if l.fits.empty() || !w.deadline().After(now) {
+			if w = w.whole(); w.over() {
+				continue // with another of its turns
+			}
+			if l.fits.empty() || !w.deadline(l).After(now) {
 				r.fail(w, r.noBuilder(w))
 			}
 		}
 	}
 }
 
-// deadline is when the patience of w ends, if its builders stay down.
-func (w *waiter) deadline() time.Time {
-	from := w.lane.downSince
+// deadline is when the patience of w ends, if the builders of its lane stay down.
+func (w *waiter) deadline(l *lane) time.Time {
+	from := l.downSince
 	if w.since.After(from) {
 		from = w.since
 	}

@@ -106,6 +106,46 @@ func TestWhatMostWaitsForGoesFirst(t *testing.T) {
 	}
 }
 
+// TestSharedBuildGoesWithTheFirstOfThem guards a person who waits for what a bulk
+// rebuild asked for before: it goes when the person has a turn, once, and counts for
+// the person.
+func TestSharedBuildGoesWithTheFirstOfThem(t *testing.T) {
+	c := newClockwork(t, Options{}, linux("b1", 1))
+	lease := c.ask(askLinux()).lease
+	bulk := by("bulk", askLinux())
+	bulk.Class = Bulk
+	shared := c.ask(bulk)
+	others := []*placed{c.ask(askLinux()), c.ask(askLinux())}
+	person := Asker{Principal: "person", Class: Interactive, PrincipalMaxJobs: 1}
+	shared.ticket.Join(person)
+	shared.ticket.Join(person)
+	lease.Release()
+	if shared.on() != "b1" || others[0].on() != "" {
+		t.Fatalf("the shared build is on %q, another on %q", shared.on(), others[0].on())
+	}
+	own := by("person", askLinux())
+	own.Asker = person
+	again := c.ask(own)
+	expect(t, "the person's limit", again.on(), "")
+	shared.lease.Release()
+	expect(t, "the person's next", again.on(), "b1")
+	again.lease.Release()
+	others[0].lease.Release()
+	others[1].lease.Release()
+	if c.waiting != 0 || len(c.lanes) != 0 || len(c.principals) != 0 {
+		t.Errorf("%d wait in %d lanes of %d principals", c.waiting, len(c.lanes), len(c.principals))
+	}
+
+	bulk.Others = []Asker{person}
+	lease = c.ask(askLinux()).lease
+	shared = c.ask(bulk)
+	shared.ticket.Cancel()
+	if c.waiting != 0 || len(c.lanes) != 0 {
+		t.Errorf("a cancelled build left a turn: %d wait in %d lanes", c.waiting, len(c.lanes))
+	}
+	lease.Release()
+}
+
 // TestNobodyStarves guards a bulk build against an endless stream of others.
 func TestNobodyStarves(t *testing.T) {
 	c := newClockwork(t, Options{StarveAfter: 10 * time.Minute}, linux("b1", 1))

@@ -135,7 +135,7 @@ func (r *Router) nextOf(p *principal) *waiter {
 func (r *Router) head(l *lane) *waiter {
 	for !l.closed && l.cursor < len(l.waiters) {
 		w := l.waiters[l.cursor]
-		if w.planned != r.planner.number {
+		if w.whole().planned != r.planner.number {
 			if l.looked >= asideLimit && !l.fits.overlaps(r.free) {
 				break
 			}
@@ -161,7 +161,7 @@ func (l *lane) cost() int {
 
 // note counts that the plan looks at a request, as if it were served.
 func (pl *planner) note(w *waiter) {
-	w.planned = pl.number
+	w.whole().planned = pl.number
 	w.lane.looked++
 	pl.budget -= w.lane.cost()
 	w.lane.principal.virtual += w.seconds / w.lane.principal.weight
@@ -172,7 +172,7 @@ func (r *Router) consider(w *waiter) {
 	pl := &r.planner
 	pl.note(w)
 	f := pl.bestWeighed(r, w)
-	w.choice, w.slotAt = f.index, f.slotAt
+	w.whole().choice, w.whole().slotAt = f.index, f.slotAt
 	switch {
 	case f.index < 0:
 	case f.slotAt <= pl.now:

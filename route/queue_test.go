@@ -401,7 +401,7 @@ func TestTheLaterOfTwoBuildersCounts(t *testing.T) {
 	r := newRouter(linux("b1", 1), linux("b1", 2))
 	take(t, r, askLinux())
 	take(t, r, askLinux())
-	want := "a 'x86_64-linux' with features {}: waits for b1\n  estimate: 1m0s at speed 1, a guess\n  b1: 2/2 busy, speed 1, nothing missing; done in 2m9s (wait 1m0s, build 1m0s, crowding 6.0s, penalty 2.5s)"
+	want := "a 'x86_64-linux' with features {}: waits for b1\n  estimate: 1m0s at speed 1, a guess\n  b1: 2/2 busy, speed 1, nothing missing; done in 2m3s (wait 1m0s, build 1m0s, crowding 0.6s, penalty 2.4s)"
 	expect(t, "decision", r.Explain(askLinux()).String(), want)
 	want = "a 'x86_64-linux' with features {kvm}: no builder can run it\n  estimate: 1m0s at speed 1, a guess\n  b1: lacks feature kvm"
 	expect(t, "decision", r.Explain(askLinux("kvm")).String(), want)

@@ -10,11 +10,11 @@ import (
 // Request asks for a place to build one derivation. Acquire reads it until it
 // returns: do not change what it points to before.
 type Request struct {
-	// Principal is who asks, and PrincipalMaxJobs how many places all its
-	// requests together may hold; 0 means as many as there are. The newest
-	// request's limit holds for those that wait, too.
-	Principal        string
-	PrincipalMaxJobs int
+	Asker
+	// Others wait for the same build: it goes when the first of them has its turn.
+	Others []Asker
+	// Joined tells of more of them while the request waits; nil if there will be none.
+	Joined <-chan Asker
 	// Domain is whose builders may be used and named.
 	Domain string
 	// Name is what is built, for messages; usually the path of the derivation.
@@ -23,11 +23,6 @@ type Request struct {
 	// "ca-derivations" where output paths are not known before the build.
 	System   string
 	Features []string
-	// Class and Weight say how the principal stands to others that wait: a class goes
-	// before the next, and inside one who was served least for its weight is first.
-	// A weight of 0 or less means 1.
-	Class  Class
-	Weight float64
 	// Soft are features of Features that are wishes: builders that lack them match,
 	// and those that have them are preferred.
 	Soft []string
@@ -51,6 +46,20 @@ type Request struct {
 	// Patience is how long the request may wait while every builder that matches
 	// is down. 0 means that it fails at once.
 	Patience time.Duration
+}
+
+// Asker is one who asks for builds.
+type Asker struct {
+	// Principal is its name, and PrincipalMaxJobs how many places all its requests
+	// together may hold; 0 means as many as there are. The newest request's limit holds
+	// for those that wait, too.
+	Principal        string
+	PrincipalMaxJobs int
+	// Class and Weight say how the principal stands to others that wait: a class goes
+	// before the next, and inside one who was served least for its weight is first.
+	// A weight of 0 or less means 1.
+	Class  Class
+	Weight float64
 }
 
 // Class is how urgent requests are. The zero value is the usual one.

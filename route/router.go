@@ -244,8 +244,8 @@ func (r *Router) grant(w *waiter, p *place, f offer, terms Terms) {
 	r.charge(owner, w.seconds)
 	r.noteState(p)
 	r.remove(w)
-	w.lease = l
-	r.over = append(r.over, w)
+	w.whole().lease = l
+	r.over = append(r.over, w.whole())
 }
 
 // charge counts what a principal is given.

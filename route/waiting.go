@@ -125,6 +125,10 @@ func (r *Router) laneState(l *lane) Waiting {
 
 func (r *Router) stateIn(state Waiting, w *waiter) Waiting {
 	state.Ahead = r.ahead(w)
+	for _, t := range w.turns {
+		state.Ahead = min(state.Ahead, r.ahead(t))
+	}
+	state.Ahead = min(state.Ahead, r.waiting-1) // of builds with several turns all are counted
 	if w.choice >= 0 && w.choice < len(r.places) && w.slotAt < never {
 		state.Builder = r.places[w.choice].Name
 		state.Wait = seconds(w.slotAt - r.clock())

@@ -30,7 +30,7 @@ func (c *clockwork) pass(d time.Duration) {
 type placed struct {
 	lease  *Lease
 	err    error
-	cancel func()
+	ticket *Ticket
 }
 
 func (p *placed) on() string {
@@ -43,11 +43,11 @@ func (p *placed) on() string {
 func (c *clockwork) ask(req Request) *placed {
 	c.t.Helper()
 	p := &placed{}
-	cancel, err := c.Submit(req, func(l *Lease, err error) { p.lease, p.err = l, err })
+	ticket, err := c.Submit(req, func(l *Lease, err error) { p.lease, p.err = l, err })
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	p.cancel = cancel
+	p.ticket = ticket
 	return p
 }
 
