@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"nixbastion/internal/nix"
@@ -83,7 +84,7 @@ func TestFollowerEndsWithItsContext(t *testing.T) {
 func TestActivitiesOfALostBuilderAreStopped(t *testing.T) {
 	log := newBuildLog(t.TempDir(), 0)
 	defer log.free()
-	var next uint64
+	var next atomic.Uint64
 	first := newAttemptLog(log, "b1", &next)
 	first.Log(nix.LogMessage{Kind: nix.LogStartActivity, ID: 5, Type: nix.ActivityRealise})
 	first.Log(nix.LogMessage{Kind: nix.LogStartActivity, ID: 6, Parent: 5, Type: nix.ActivityBuild,
