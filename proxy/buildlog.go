@@ -213,6 +213,7 @@ type attemptLog struct {
 	// that some did not fit. Of one that is over nothing more is shown.
 	holding, cut, over bool
 	held               []nix.LogMessage
+	weight             int // of held
 }
 
 func newAttemptLog(to *buildLog, builder string, next *atomic.Uint64) *attemptLog {
@@ -248,8 +249,17 @@ func (a *attemptLog) Log(m nix.LogMessage) {
 	a.put(m)
 }
 
-// maxHeld is how many messages of an attempt that is not shown are kept.
-const maxHeld = 1000
+// maxHeld is how much of the log of an attempt that is not shown is kept, in bytes.
+const maxHeld = 256 << 10
+
+// weight is about how much memory a message takes.
+func weight(m nix.LogMessage) int {
+	n := 128 + len(m.Text)
+	for _, f := range m.Fields {
+		n += 48 + len(f.Text)
+	}
+	return n
+}
 
 // put shows a message or keeps it back. The caller holds mu.
 func (a *attemptLog) put(m nix.LogMessage) {
@@ -257,8 +267,9 @@ func (a *attemptLog) put(m nix.LogMessage) {
 	case a.over:
 	case !a.holding:
 		a.pass(m)
-	case len(a.held) < maxHeld:
+	case a.weight+weight(m) <= maxHeld:
 		a.held = append(a.held, m)
+		a.weight += weight(m)
 	default:
 		a.cut = true
 	}
@@ -300,7 +311,7 @@ func (a *attemptLog) show() {
 	if a.cut {
 		nix.Line(a.to, "some lines of '"+a.builder+"' are left out")
 	}
-	a.held, a.cut = nil, false
+	a.held, a.weight, a.cut = nil, 0, false
 	a.stopClosed()
 }
 

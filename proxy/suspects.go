@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"maps"
 	"sync"
 	"time"
 
@@ -29,7 +30,7 @@ type suspects struct {
 
 	mu     sync.Mutex // guards what follows; not held while router is called
 	stuck  *simplelru.LRU[suspect, time.Time]
-	faults map[string]time.Time // the last one of each builder that ever failed
+	faults map[string]time.Time // the last one of each builder that failed within faultWindow
 }
 
 // suspect is a derivation that may still hold locks on a builder.
@@ -53,6 +54,7 @@ func (s *suspects) fault(builder, reason string) {
 	last, failed := s.faults[builder]
 	again := failed && now.Sub(last) < faultWindow
 	if !again {
+		maps.DeleteFunc(s.faults, func(_ string, at time.Time) bool { return now.Sub(at) >= faultWindow })
 		s.faults[builder] = now
 	}
 	s.mu.Unlock()
