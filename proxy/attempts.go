@@ -97,8 +97,12 @@ func (t *tries) run(ctx context.Context) (*nix.BuildResult, error) {
 		}
 		select {
 		case event := <-t.events:
-			event()
+			if ctx.Err() == nil { // else what came of it is our own doing
+				event()
+			}
 		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
 	}
@@ -258,6 +262,7 @@ func (t *tries) failed(a *attempt, out outcome) {
 	builder := a.lease.Builder()
 	a.log.drop()
 	t.note(a, out)
+	t.none, t.pause = nil, 0 // there may be a builder now, this one for example
 	exclusion := route.Exclusion{Builder: builder, Reason: out.reason}
 	var fault *upstream.Error
 	switch {

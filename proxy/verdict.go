@@ -243,24 +243,21 @@ func suspicious(message string) string {
 // erred says whose fault an error is that ended an attempt, and otherwise is the
 // blame for what a daemon refuses in words that are not known.
 func (o *order) erred(err error, otherwise blame) outcome {
-	out := outcome{blame: blameBuilder, err: err, reason: userText(err)}
+	out := outcome{blame: blameMatch, err: err, reason: userText(err)}
 	var fault *upstream.Error
 	var remote *nix.RemoteError
-	var user *nix.UserError
 	switch {
 	case errors.Is(err, errInputGone):
 		out.blame = blameInput
 	case errors.As(err, &fault) && fault.Kind == upstream.Refused: // the serve protocol's way to say no
 		out.blame, out.reason = o.refused(fault.Reason(), blameMatch)
-	case errors.As(err, &fault):
+	case errors.As(err, &fault), errors.Is(err, errFalseOutput):
+		out.blame = blameBuilder
 	case errors.As(err, &remote):
 		out.blame, out.reason = o.refused(remote.Message, otherwise)
 		if out.blame == blameBuild {
 			out.result = nix.Failure(nix.StatusMiscFailure, "%s", remote.Message)
 		}
-	case errors.Is(err, errFalseOutput):
-	case errors.As(err, &user), errors.Is(err, errInternal):
-		out.blame = blameMatch
 	}
 	out.reason = brief(out.reason)
 	return out
