@@ -347,3 +347,35 @@ func TestSessionThatDoesNotEndMakesItsBuilderSuspect(t *testing.T) {
 		t.Errorf("for others %+v are avoided", got)
 	}
 }
+
+// Guards against a build that fails since the only builder that can run it was away for
+// a moment.
+func TestOnlyBuilderIsTriedOnceMore(t *testing.T) {
+	b := newLabBuilder("b1")
+	b.build = func(ctx context.Context, b *labBuilder, log nix.Logger, drv *nix.BasicDerivation) (*nix.BuildResult, error) {
+		if len(b.built()) == 1 {
+			return lose(ctx, b, log, drv)
+		}
+		return makeOutputs(ctx, b, log, drv)
+	}
+	l := newLab(t, b)
+	result, err := l.client("alice").build(t.Context(), nix.Discard, "hello")
+	mustSucceed(t, result, err)
+	if n := len(b.built()); n != 2 {
+		t.Errorf("it ran %d times", n)
+	}
+}
+
+// Guards against a build that goes to a builder that fails it again and again.
+func TestBuilderThatIsLostTwiceIsGivenUp(t *testing.T) {
+	b := newLabBuilder("b1")
+	b.build = lose
+	l := newLab(t, b)
+	result, err := l.client("alice").build(t.Context(), nix.Discard, "hello")
+	if err != nil || result.Status.Success() || strings.Count(result.ErrorMsg, "b1: connection lost") < 2 {
+		t.Errorf("result %+v, %v", result, err)
+	}
+	if n := len(b.built()); n != 2 {
+		t.Errorf("it ran %d times", n)
+	}
+}

@@ -138,6 +138,7 @@ func TestFailedCopyLeavesTheOther(t *testing.T) {
 	close(fail)
 	eventually(t, "the copy is given up", func() bool { return strings.Contains(log.String(), "builder 'b2': writing to file") })
 	b1.wake()
+	eventually(t, "the first is shown again", func() bool { return strings.Contains(log.String(), "begins on b1") })
 	close(may)
 	mustSucceed(t, <-done, nil)
 	if text, err := alice.read(t.Context(), labPath("hello")); text != "built by b1" || err != nil {

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -10,7 +11,7 @@ import (
 
 // labFaults are what can be wrong with a builder of a lab while it runs.
 type labFaults struct {
-	stopped gate
+	stopped valve
 	// garbage makes it answer with bytes that are no protocol.
 	garbage atomic.Bool
 }
@@ -20,13 +21,13 @@ type labFaults struct {
 func (f *labFaults) hang() { f.stopped.close() }
 func (f *labFaults) wake() { f.stopped.open() }
 
-// gate is open at first. Close and open may come in any order.
-type gate struct {
+// valve is open at first. Close and open may come in any order.
+type valve struct {
 	mu  sync.Mutex
 	way chan struct{} // nil if it is open
 }
 
-func (g *gate) close() {
+func (g *valve) close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.way == nil {
@@ -34,7 +35,7 @@ func (g *gate) close() {
 	}
 }
 
-func (g *gate) open() {
+func (g *valve) open() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.way != nil {
@@ -43,7 +44,7 @@ func (g *gate) open() {
 	}
 }
 
-func (g *gate) pass() {
+func (g *valve) pass() {
 	g.mu.Lock()
 	way := g.way
 	g.mu.Unlock()
@@ -55,7 +56,7 @@ func (g *gate) pass() {
 // gatedConn says nothing while its builder is stopped.
 type gatedConn struct {
 	net.Conn
-	gate *gate
+	gate *valve
 }
 
 func (c *gatedConn) Write(p []byte) (int, error) {
@@ -71,9 +72,7 @@ type spoiledChannel struct {
 
 func (c *spoiledChannel) Write(p []byte) (int, error) {
 	if c.garbage.Load() {
-		for i := range p {
-			p[i] ^= 0xa5
-		}
+		return c.Channel.Write(bytes.Repeat([]byte{0xa5}, len(p)))
 	}
 	return c.Channel.Write(p)
 }
