@@ -181,29 +181,57 @@ func TestSilentBuildIsNotCopied(t *testing.T) {
 	}
 }
 
-// Guards against a failure that the silence of a hung builder makes, in place of
-// the result of the copy.
-func TestSilenceOfAHungBuilderIsNoTimeOut(t *testing.T) {
-	b1 := newLabBuilder("b1")
-	l := newLab(t, b1)
+// hungAttempt is an order of which an attempt runs on the only builder.
+func hungAttempt(t *testing.T) (*tries, *attempt) {
+	t.Helper()
+	l := newLab(t, newLabBuilder("b1"))
 	path, drv := labDrv("hello")
 	log := newBuildLog(t.TempDir(), 0)
-	defer log.free()
+	t.Cleanup(log.free)
 	tr := l.proxy.builds.newTries(&order{principal: l.principal("alice"), drvPath: path, drv: drv, system: "x86_64-linux", log: l.proxy.log}, log)
 	lease, err := l.proxy.router.Acquire(t.Context(), tr.request(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lease.Release()
+	t.Cleanup(lease.Release)
+	a := tr.newAttempt(lease)
+	tr.running = append(tr.running, a)
+	return tr, a
+}
+
+// Guards against a failure that the silence of a hung builder makes, in place of
+// the result of the copy.
+func TestSilenceOfAHungBuilderIsNoTimeOut(t *testing.T) {
 	limit := &limitError{nix.StatusTimedOut, "timed out after 60 seconds of silence"}
 	out := outcome{blame: blameBuild, err: limit, result: nix.Failure(limit.status, "%s", limit.text), reason: limit.text}
-	a := tr.newAttempt(lease)
+	tr, a := hungAttempt(t)
 	a.hung = true
 	if tr.ended(a, out); tr.answered != nil {
 		t.Errorf("a hung builder's silence is the answer: %+v", tr.answered)
 	}
-	a = tr.newAttempt(lease)
+	tr, a = hungAttempt(t)
 	if tr.ended(a, out); tr.answered == nil {
 		t.Error("a silent build is no answer")
 	}
+}
+
+// Guards against a copy that begins beside the hung one, where its locks are.
+func TestCopyRunsOnAnotherBuilder(t *testing.T) {
+	tr, _ := hungAttempt(t)
+	if got := tr.request().Exclude; len(got) != 1 || got[0].Builder != "b1" {
+		t.Errorf("excluded are %+v", got)
+	}
+}
+
+// Guards against progress bars that show the copy that is given up for ever.
+func TestCopyThatIsGivenUpLeavesNothingOpen(t *testing.T) {
+	tr, winner := hungAttempt(t)
+	loser := tr.newAttempt(winner.lease)
+	tr.running = append(tr.running, loser)
+	loser.log.Log(nix.LogMessage{Kind: nix.LogStartActivity, ID: 1, Type: nix.ActivityBuild})
+	tr.ended(winner, outcome{result: &nix.BuildResult{Status: nix.StatusBuilt}})
+	tr.log.finish()
+	var got recorder
+	tr.log.follow(t.Context(), &got, 0)
+	checkActivities(t, got.messages)
 }
