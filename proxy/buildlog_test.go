@@ -162,22 +162,32 @@ func TestLogOfACopyIsShownWholeOrEnded(t *testing.T) {
 	}
 }
 
-// Guards against a builder that fills the memory with what nobody sees.
+// Guards against a builder that fills the memory with what nobody sees, and against
+// what does not fit leaving a log that clients cannot read.
 func TestLogThatIsHeldBackIsBounded(t *testing.T) {
 	log := newBuildLog(t.TempDir(), 0)
 	defer log.free()
 	var next atomic.Uint64
 	a := newAttemptLog(log, "b1", &next)
+	line := func(id uint64, text string) {
+		a.Log(nix.LogMessage{Kind: nix.LogResult, ID: id, Type: nix.ResultBuildLogLine, Fields: []nix.LogField{nix.TextField(text)}})
+	}
 	a.Log(nix.LogMessage{Kind: nix.LogStartActivity, ID: 5, Type: nix.ActivityBuild})
 	a.hold()
 	for range 100 {
-		a.Log(nix.LogMessage{Kind: nix.LogResult, ID: 5, Type: nix.ResultBuildLogLine, Fields: []nix.LogField{nix.TextField(strings.Repeat("x", maxHeld/10))}})
+		line(5, strings.Repeat("x", maxHeld/10))
+	}
+	for range maxHeld / 128 {
+		a.Log(nix.LogMessage{Kind: nix.LogText}) // until nothing fits
+	}
+	if a.weight > maxHeld {
+		t.Errorf("%d bytes are kept", a.weight)
 	}
 	a.Log(nix.LogMessage{Kind: nix.LogStopActivity, ID: 5})
-	if n := len(a.held); n != 9+1 { // the lines and the end
-		t.Errorf("%d messages are kept", n)
-	}
+	a.Log(nix.LogMessage{Kind: nix.LogStartActivity, ID: 6, Type: nix.ActivityBuild})
 	a.show()
+	line(6, "of an activity that did not fit")
+	a.stopAll()
 	log.finish()
 	var got recorder
 	log.follow(context.Background(), &got, 0)
