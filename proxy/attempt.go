@@ -25,9 +25,9 @@ type attempt struct {
 	// left is a session that is to be ended; nil if there is none.
 	left *upstream.Session
 
-	// hung says that the builder owes a sign of life. It belongs to the goroutine of
-	// tries.run.
-	hung bool
+	// hung says that the builder owes a sign of life, and hungOnce that it did. They
+	// belong to the goroutine of tries.run.
+	hung, hungOnce bool
 }
 
 // steps are the parts of an attempt, for the log.

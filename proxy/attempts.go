@@ -306,7 +306,11 @@ func (t *tries) note(a *attempt, out outcome) {
 	t.order.log.Warn("builder failed a build", "builder", builder, "drv", t.order.drvPath.String(), "attempt", len(t.trail),
 		"phase", a.phase(), "blame", out.blame.String(), "seconds", took.Seconds(), "reason", out.reason, "error", errorText(out))
 	if counts && out.blame == blameBuilder {
-		t.suspects.fault(builder, out.reason)
+		window := faultWindow
+		if a.hungOnce {
+			window = aftermath
+		}
+		t.suspects.fault(builder, out.reason, window)
 	}
 	next := "looking for another builder"
 	if len(t.running) > 0 {

@@ -64,7 +64,7 @@ func (t *attempt) watch(w *watching, sess *upstream.Session, after time.Duration
 		case !hung && late >= limit:
 			hung = true
 			fault := sess.Hung(late)
-			t.suspects.fault(sess.Builder(), fault.Reason())
+			t.suspects.fault(sess.Builder(), fault.Reason(), faultWindow)
 			t.postUnless(w.quit, func() { t.hangs(late) })
 		case hung && late < limit:
 			hung = false
@@ -84,7 +84,7 @@ func (t *attempt) postUnless(quit chan struct{}, event func()) {
 
 // hangs has a second copy begun.
 func (t *attempt) hangs(late time.Duration) {
-	t.hung = true
+	t.hung, t.hungOnce = true, true
 	t.order.log.Warn("builder hangs", "builder", t.lease.Builder(), "drv", t.order.drvPath.String(),
 		"phase", t.phase(), "silent", late.Seconds())
 	nix.Line(t.tries.log, fmt.Sprintf("builder '%s' has given no sign of life for %s; a second copy of '%s' is begun elsewhere, and the first result counts",

@@ -21,6 +21,9 @@ const (
 	// faultWindow is in what time several failures of a builder count as one: a
 	// machine that goes down fails all its builds.
 	faultWindow = 5 * time.Second
+	// aftermath is for how long what a session of a builder that failed comes to is no
+	// fault of its own: one on a machine that hangs is lost a minute later.
+	aftermath = 2 * time.Minute
 )
 
 // suspects remember what builds went wrong where, for the builds that follow. It is
@@ -30,7 +33,7 @@ type suspects struct {
 
 	mu     sync.Mutex // guards what follows; not held while router is called
 	stuck  *simplelru.LRU[suspect, time.Time]
-	faults map[string]time.Time // the last one of each builder that failed within faultWindow
+	faults map[string]time.Time // the last one that counted, of each builder, within aftermath
 }
 
 // suspect is a derivation that may still hold locks on a builder.
@@ -47,14 +50,15 @@ func newSuspects(router *route.Router) *suspects {
 	return &suspects{router: router, stuck: stuck, faults: map[string]time.Time{}}
 }
 
-// fault tells everybody's builds that a builder fails them.
-func (s *suspects) fault(builder, reason string) {
+// fault tells everybody's builds that a builder fails them, unless it did so within a
+// window: faultWindow, or aftermath.
+func (s *suspects) fault(builder, reason string, window time.Duration) {
 	s.mu.Lock()
 	now := time.Now()
 	last, failed := s.faults[builder]
-	again := failed && now.Sub(last) < faultWindow
+	again := failed && now.Sub(last) < window
 	if !again {
-		maps.DeleteFunc(s.faults, func(_ string, at time.Time) bool { return now.Sub(at) >= faultWindow })
+		maps.DeleteFunc(s.faults, func(_ string, at time.Time) bool { return now.Sub(at) >= aftermath })
 		s.faults[builder] = now
 	}
 	s.mu.Unlock()
@@ -69,7 +73,7 @@ func (s *suspects) unended(builder string, drv nix.StorePath) {
 	s.mu.Lock()
 	s.stuck.Add(suspect{builder, drv.HashBytes()}, time.Now().Add(suspectAge))
 	s.mu.Unlock()
-	s.fault(builder, "a session did not end after it was closed")
+	s.fault(builder, "a session did not end after it was closed", aftermath)
 }
 
 // of returns the builders that are to be avoided for a derivation, of those that

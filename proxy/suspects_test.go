@@ -49,7 +49,7 @@ func TestFaultsOfOneMomentCountOnce(t *testing.T) {
 		r, s := suspectWorld()
 		trouble := func() string { return r.Status().Builders[0].Trouble }
 		for range 8 {
-			s.fault("b1", "connection lost")
+			s.fault("b1", "connection lost", faultWindow)
 			time.Sleep(100 * time.Millisecond)
 		}
 		if trouble() == "" {
@@ -59,13 +59,33 @@ func TestFaultsOfOneMomentCountOnce(t *testing.T) {
 		if got := trouble(); got != "" {
 			t.Errorf("after six seconds its trouble is %q", got)
 		}
-		s.fault("b1", "connection lost")
+		s.fault("b1", "connection lost", faultWindow)
 		time.Sleep(6 * time.Second)
 		if trouble() == "" {
 			t.Error("the next fault counts no more than the first")
 		}
 		if n := len(s.faults); n != 1 {
 			t.Errorf("%d builders are remembered", n)
+		}
+		time.Sleep(time.Hour)
+	})
+}
+
+// Guards against a machine that hung once and counts as having failed twice, when its
+// connection is given up.
+func TestAftermathOfAFaultIsNoFault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, s := suspectWorld()
+		s.fault("b1", "no sign of life", faultWindow)
+		time.Sleep(time.Minute)
+		s.unended("b1", labPath("hello.drv"))
+		if got := r.Status().Builders[0].Trouble; got != "" {
+			t.Errorf("its trouble is %q", got)
+		}
+		time.Sleep(2 * time.Minute)
+		s.unended("b1", labPath("hello.drv"))
+		if r.Status().Builders[0].Trouble == "" {
+			t.Error("a session that does not end is no fault")
 		}
 		time.Sleep(time.Hour)
 	})
