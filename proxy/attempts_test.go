@@ -38,8 +38,9 @@ func (l *lab) trouble(builder string) string {
 	return ""
 }
 
-// scheduling changes the policy of a lab in which nothing runs yet.
-func (l *lab) scheduling(change func(*policy.Scheduling)) {
+// setScheduling changes the policy of a lab in which nothing runs yet, also to what a
+// file may not say.
+func (l *lab) setScheduling(change func(*policy.Scheduling)) {
 	change(&l.proxy.policy.Current().Scheduling)
 }
 
@@ -136,7 +137,7 @@ func TestAttemptsAreCountedAndNamed(t *testing.T) {
 		all = append(all, b)
 	}
 	l := newLab(t, all...)
-	l.scheduling(func(s *policy.Scheduling) { s.Attempts = 3 })
+	l.setScheduling(func(s *policy.Scheduling) { s.Attempts = 3 })
 	var log lines
 	result, err := l.client("alice").build(t.Context(), &log, "hello")
 	if err != nil || result.Status.Success() {
@@ -251,7 +252,7 @@ func TestDoubtfulFailureIsConfirmedByOneOtherBuilder(t *testing.T) {
 func TestBuilderThatIsNotReachedIsNoAttempt(t *testing.T) {
 	b := newLabBuilder("b1")
 	l := newLab(t, b)
-	l.scheduling(func(s *policy.Scheduling) { s.Attempts = 1 })
+	l.setScheduling(func(s *policy.Scheduling) { s.Attempts = 1 })
 	const away = 4
 	dials := 0 // one at a time
 	l.repool(upstream.Options{

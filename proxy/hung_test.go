@@ -16,7 +16,7 @@ import (
 func hungLab(t *testing.T, builders ...*labBuilder) *lab {
 	t.Helper()
 	l := newLab(t, builders...)
-	l.scheduling(func(s *policy.Scheduling) { s.HungAfter = 300 * time.Millisecond })
+	l.setScheduling(func(s *policy.Scheduling) { s.HungAfter = 300 * time.Millisecond })
 	l.repool(upstream.Options{
 		OnState: l.proxy.router.SetUp, ProofAfter: 50 * time.Millisecond, ProofTimeout: 200 * time.Millisecond,
 		HandshakeTimeout: 300 * time.Millisecond, SessionTimeout: 300 * time.Millisecond, EndTimeout: 200 * time.Millisecond,
