@@ -193,7 +193,7 @@ func (c *Cache) Import(ctx context.Context, from Source, judge func(*nix.PathInf
 			return sum, err
 		}
 		outcome, err := c.importOne(ctx, info, nar, judge)
-		if user, ok := errors.AsType[*nix.UserError](err); ok && !isFull(err) {
+		if user, ok := errors.AsType[*nix.UserError](err); ok && !IsFull(err) {
 			sum.Left++
 			sum.Refused = refused(sum.Refused, info.Path.String(), user.Message)
 			continue
@@ -219,7 +219,8 @@ func (s *Imported) count(o Outcome) {
 	}
 }
 
-func isFull(err error) bool {
+// IsFull reports whether a path was not stored since there is no room for it.
+func IsFull(err error) bool {
 	return errors.Is(err, errNoRoom) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -76,6 +75,7 @@ type builds struct {
 	sending     *sending
 	feeds       *feeds
 	differences *differences
+	suspects    *suspects
 	misses      *misses
 	// proofs has one token for each plan being read.
 	proofs chan struct{}
@@ -104,41 +104,21 @@ func (b *builds) build(ctx context.Context, o *order, log nix.Logger, offset uin
 
 // run tries builders until one has built the order, or none is left.
 func (b *builds) run(ctx context.Context, running *build, o *order) (*nix.BuildResult, error) {
-	t := &tries{builds: b, order: o, log: running.log, failed: map[string]int{}}
+	t := b.newTries(o, running.log)
 	if o.mode != nix.BuildNormal {
 		if failure := t.narrow(ctx); failure != nil {
 			return failure, nil
 		}
 	}
-	for {
-		lease, err := t.acquire(ctx)
-		if err != nil && t.widen(err) {
-			continue
-		}
-		if err != nil {
-			return t.noLease(ctx, err)
-		}
-		result, err := t.attempt(ctx, lease)
-		if err == nil {
-			return result, nil
-		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		if failure := t.answer(err); failure != nil {
-			return failure, nil
-		}
-		t.exclude(lease.Builder(), err)
-	}
+	return t.run(ctx)
 }
 
-// answer makes a failed build of an error that no other builder would mend: one
-// that a builder's daemon reported in good order, the end by a limit, or a store of
-// ours that is full; nil for a builder that broke.
+// answer makes a failed build of an error that no other builder would mend: the end
+// by a limit, or a store of ours that fails; nil for all others.
 func (t *tries) answer(err error) *nix.BuildResult {
 	var limit *limitError
 	var store *storeError
-	var remote *nix.RemoteError
+	var input *inputError
 	switch {
 	case errors.As(err, &limit):
 		t.order.log.Info("build ended by a limit of its client", "drv", t.order.drvPath.String(), "limit", limit.text)
@@ -146,122 +126,22 @@ func (t *tries) answer(err error) *nix.BuildResult {
 	case errors.As(err, &store):
 		t.order.log.Error("outputs cannot be stored", "drv", t.order.drvPath.String(), "error", err)
 		return nix.Failure(nix.StatusTransientFailure, "outputs of '%s' are built and cannot be stored: %s", t.order.drvPath, endText(store.err))
-	case !upstream.Broken(err) && errors.As(err, &remote):
-		return nix.Failure(nix.StatusMiscFailure, "%s", remote.Message)
+	case errors.As(err, &input):
+		t.order.log.Error("inputs cannot be read", "drv", t.order.drvPath.String(), "error", err)
+		return nix.Failure(nix.StatusTransientFailure, "inputs of '%s' cannot be read in the proxy's store: %s", t.order.drvPath, endText(input.err))
 	}
 	return nil
 }
 
-// tries is the way of one order over its builders.
-type tries struct {
-	*builds
-	order    *order
-	log      *buildLog
-	activity uint64 // last activity id in log
-	failed   map[string]int
-	// proven says of the last attempt that what it built is proven.
-	proven   bool
-	excluded []route.Exclusion
-	// lacking are builders without the outputs that are to be compared.
-	lacking []route.Exclusion
-}
-
-// lostTwice is when a builder that was lost in the middle is given up for this
-// build: a pooled connection may have been dead already, which a fresh one cures.
-const lostTwice = 2
-
-// exclude keeps the order away from a builder that failed it, and says so.
-func (t *tries) exclude(builder string, err error) {
-	t.order.log.Warn("builder failed a build", "builder", builder, "drv", t.order.drvPath.String(), "error", err)
-	t.failed[builder]++
-	var fault *upstream.Error
-	if errors.As(err, &fault) && fault.Kind == upstream.Lost && t.failed[builder] < lostTwice {
-		nix.Line(t.log, fmt.Sprintf("builder '%s': %v; trying it once more", builder, userText(err)))
-		return
+// acquire asks for a place after a pause, and tells the client what it waits for.
+func (t *tries) acquire(ctx context.Context, req route.Request, pause time.Duration) (*route.Lease, error) {
+	select {
+	case <-time.After(pause):
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
-	t.excluded = append(t.excluded, route.Exclusion{Builder: builder, Reason: userText(err)})
-	nix.Line(t.log, fmt.Sprintf("builder '%s': %v; looking for another builder", builder, userText(err)))
-}
-
-// userText returns the words of an error that a client may read, without the name
-// of a builder.
-func userText(err error) string {
-	var user *nix.UserError
-	var fault *upstream.Error
-	switch {
-	case errors.As(err, &fault):
-		return fault.Reason()
-	case errors.As(err, &user):
-		return user.Message
-	default:
-		return "failed"
-	}
-}
-
-func (t *tries) acquire(ctx context.Context) (*route.Lease, error) {
 	says := newWaitLines(t.log, t.order.drvPath)
-	return t.router.Acquire(ctx, t.request(), says.waiting)
-}
-
-// request is what the router is asked for now.
-func (t *tries) request() route.Request {
-	req := t.requestOf(t.order)
-	req.Exclude = t.exclusions()
-	return req
-}
-
-// exclusions names each builder once: one that failed may lack the outputs, too.
-func (t *tries) exclusions() []route.Exclusion {
-	all := slices.Clone(t.excluded)
-	for _, ex := range t.lacking {
-		if !slices.ContainsFunc(all, func(other route.Exclusion) bool { return other.Builder == ex.Builder }) {
-			all = append(all, ex)
-		}
-	}
-	return all
-}
-
-// noLease makes a failed build of an order that no builder can or could run.
-func (t *tries) noLease(ctx context.Context, err error) (*nix.BuildResult, error) {
-	var none *route.NoBuilderError
-	if !errors.As(err, &none) && !errors.Is(err, route.ErrQueueFull) {
-		return nil, errors.Join(err, context.Cause(ctx))
-	}
-	t.order.log.Warn("no builder", "drv", t.order.drvPath.String(), "error", err)
-	return nix.Failure(nix.StatusMiscFailure, "%s", err), nil
-}
-
-// attempt runs the order on the builder of a lease. The slot is free again when
-// the builder has replied, or when its session was seen to end.
-func (t *tries) attempt(ctx context.Context, lease *route.Lease) (_ *nix.BuildResult, err error) {
-	defer lease.Release()
-	sess, err := t.session(ctx, lease.Builder())
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		// What one builder sends must not take everybody else's builds with it.
-		if p := recover(); p != nil {
-			err = t.panicked(p)
-			t.end(ctx, sess)
-		}
-	}()
-	result, err := t.buildOn(ctx, sess)
-	if err != nil {
-		t.end(ctx, sess)
-		return nil, err
-	}
-	lease.Release()
-	switch {
-	case !result.Status.Success():
-		sess.Release()
-		return result, nil
-	case t.order.mode == nix.BuildCheck: // which leaves everything as it was
-		sess.Release()
-		result.Outputs = builtOutputs(t.order.drv)
-		return result, nil
-	}
-	return t.takeOutputs(ctx, sess, result)
+	return t.router.Acquire(ctx, req, says.waiting)
 }
 
 // panicked logs a panic in a goroutine that works for a build and returns an error in its place.
@@ -273,27 +153,20 @@ func panicked(o *order, p any) error {
 	return errInternal
 }
 
-// end closes a session that is not to be used again and waits for its end.
-func (t *tries) end(ctx context.Context, sess *upstream.Session) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
-	defer cancel()
-	if err := sess.End(ctx); err != nil {
-		t.order.log.Warn("builder's session did not end in order", "builder", sess.Builder(), "error", err)
-	}
-}
-
 // buildOn brings the inputs and builds, on one session: the builder keeps what
 // the session named from its garbage collector for just as long.
-func (t *tries) buildOn(ctx context.Context, sess *upstream.Session) (*nix.BuildResult, error) {
+func (t *attempt) buildOn(ctx context.Context, sess *upstream.Session) (*nix.BuildResult, error) {
 	match := t.mustMatch(sess.Builder())
 	push := &push{
 		cache: t.cache, domain: t.order.principal.Domain, inputs: t.order.inputs, log: t.log,
 		match: match, differences: t.differences, sending: t.sending, feeder: t.order.feeder,
 	}
+	t.step.Store(stepInputs)
 	if err := push.run(ctx, sess); err != nil {
 		return nil, fmt.Errorf("bring inputs to %s: %w", sess.Builder(), err)
 	}
-	t.noteHeld(sess.Builder())
+	t.lease.Transferred(push.sent, push.took)
+	t.step.Store(stepBuild)
 	if match {
 		proof := t.prove(ctx, t.order)
 		defer proof.stop()
@@ -307,7 +180,7 @@ func (t *tries) buildOn(ctx context.Context, sess *upstream.Session) (*nix.Build
 
 // proves reports whether the outputs of a build are proven, and logs why they are
 // not. What the builder had already, or got from elsewhere, is not from our inputs.
-func (t *tries) proves(proof *proof, result *nix.BuildResult) bool {
+func (t *attempt) proves(proof *proof, result *nix.BuildResult) bool {
 	if result.Status != nix.StatusBuilt || t.order.mode == nix.BuildCheck {
 		return false
 	}
@@ -331,13 +204,13 @@ func lastWords(text string) string {
 }
 
 // buildHere builds where the inputs are.
-func (t *tries) buildHere(ctx context.Context, sess *upstream.Session) (*nix.BuildResult, error) {
+func (t *attempt) buildHere(ctx context.Context, sess *upstream.Session) (*nix.BuildResult, error) {
 	nix.Line(t.log, fmt.Sprintf("%s '%s' on '%s'", doing[t.order.mode], t.order.drvPath, sess.Builder()))
 	started := time.Now()
-	log := newAttemptLog(t.log, sess.Builder(), &t.activity)
-	defer log.stopAll()
-	ctx, dog := watch(ctx, t.order, log)
+	defer t.log.stopAll()
+	ctx, dog := watch(ctx, t.order, t.log)
 	defer dog.stop()
+	t.lease.Began()
 	result, err := sess.BuildDerivation(ctx, dog, t.order.drvPath, t.order.drv, t.order.mode)
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -364,12 +237,4 @@ func (t *tries) mustMatch(builder string) bool {
 		}
 	}
 	return true // removed meanwhile: the strict way
-}
-
-func (t *tries) noteHeld(builder string) {
-	ids := make([]route.PathID, len(t.order.inputs))
-	for i, in := range t.order.inputs {
-		ids[i] = t.router.Intern(in.Path.String())
-	}
-	t.router.NoteHeld(builder, ids...)
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"nixbastion/internal/nix"
 )
@@ -202,14 +203,21 @@ func (l *buildLog) readAt(p []byte, off int64) (int, <-chan struct{}, error) {
 type attemptLog struct {
 	to      *buildLog
 	builder string
-	next    *uint64 // last id given out in the build's log; shared by its attempts
+	next    *atomic.Uint64 // last id given out in the build's log; shared by its attempts
 
-	mu   sync.Mutex
+	mu   sync.Mutex        // guards what follows; comes before that of to
 	open map[uint64]uint64 // the session's id -> ours
+	// shown are those of our ids that have begun and not ended in to.
+	shown map[uint64]bool
+	// holding keeps messages back in held, since another attempt is shown; cut says
+	// that some did not fit. Of one that is over nothing more is shown.
+	holding, cut, over bool
+	held               []nix.LogMessage
+	weight             int // of held
 }
 
-func newAttemptLog(to *buildLog, builder string, next *uint64) *attemptLog {
-	return &attemptLog{to: to, builder: builder, next: next, open: map[uint64]uint64{}}
+func newAttemptLog(to *buildLog, builder string, next *atomic.Uint64) *attemptLog {
+	return &attemptLog{to: to, builder: builder, next: next, open: map[uint64]uint64{}, shown: map[uint64]bool{}}
 }
 
 // maxOpenActivities bounds what a builder can make us remember.
@@ -224,9 +232,9 @@ func (a *attemptLog) Log(m nix.LogMessage) {
 		if len(a.open) >= maxOpenActivities {
 			return
 		}
-		*a.next++
-		a.open[m.ID] = *a.next
-		m.ID, m.Parent = *a.next, a.open[m.Parent]
+		id := a.next.Add(1)
+		a.open[m.ID] = id
+		m.ID, m.Parent = id, a.open[m.Parent]
 		m = withMachine(m, a.builder)
 	case nix.LogStopActivity, nix.LogResult:
 		id, known := a.open[m.ID]
@@ -238,7 +246,96 @@ func (a *attemptLog) Log(m nix.LogMessage) {
 		}
 		m.ID = id
 	}
+	a.put(m)
+}
+
+// maxHeld is how much of the log of an attempt that is not shown is kept, in bytes.
+const maxHeld = 256 << 10
+
+// weight is about how much memory a message takes.
+func weight(m nix.LogMessage) int {
+	n := 128 + len(m.Text)
+	for _, f := range m.Fields {
+		n += 48 + len(f.Text)
+	}
+	return n
+}
+
+// put shows a message or keeps it back. The caller holds mu.
+func (a *attemptLog) put(m nix.LogMessage) {
+	switch {
+	case a.over:
+	case !a.holding:
+		a.pass(m)
+	case a.weight+weight(m) <= maxHeld:
+		a.held = append(a.held, m)
+		a.weight += weight(m)
+	default:
+		a.cut = true
+	}
+}
+
+// pass shows a message. Of an activity whose begin was left out nothing is: clients
+// end with an error at results of what they do not know.
+func (a *attemptLog) pass(m nix.LogMessage) {
+	switch m.Kind {
+	case nix.LogStartActivity:
+		a.shown[m.ID] = true
+	case nix.LogStopActivity, nix.LogResult:
+		if !a.shown[m.ID] {
+			return
+		}
+	}
+	if m.Kind == nix.LogStopActivity {
+		delete(a.shown, m.ID)
+	}
 	a.to.Log(m)
+}
+
+// hold keeps back what comes from now on, so that two copies of a build do not mix
+// their lines.
+func (a *attemptLog) hold() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.holding = true
+}
+
+// show ends that: what was kept back comes now.
+func (a *attemptLog) show() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.holding = false
+	for _, m := range a.held {
+		a.pass(m)
+	}
+	if a.cut {
+		nix.Line(a.to, "some lines of '"+a.builder+"' are left out")
+	}
+	a.held, a.weight, a.cut = nil, 0, false
+	a.stopClosed()
+}
+
+// stopClosed ends what is shown and whose end was left out. The caller holds mu.
+func (a *attemptLog) stopClosed() {
+	open := map[uint64]bool{}
+	for _, id := range a.open {
+		open[id] = true
+	}
+	for id := range a.shown {
+		if !open[id] {
+			a.pass(nix.LogMessage{Kind: nix.LogStopActivity, ID: id})
+		}
+	}
+}
+
+// drop leaves out what was kept back and what still comes, and ends what is shown.
+func (a *attemptLog) drop() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for id := range a.shown {
+		a.pass(nix.LogMessage{Kind: nix.LogStopActivity, ID: id})
+	}
+	a.held, a.over = nil, true
 }
 
 // withMachine puts the builder's name where tools look for the machine that a
@@ -258,7 +355,7 @@ func (a *attemptLog) stopAll() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, id := range a.open {
-		a.to.Log(nix.LogMessage{Kind: nix.LogStopActivity, ID: id})
+		a.put(nix.LogMessage{Kind: nix.LogStopActivity, ID: id})
 	}
 	clear(a.open)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"nixbastion/internal/nix"
@@ -83,7 +84,7 @@ func TestFollowerEndsWithItsContext(t *testing.T) {
 func TestActivitiesOfALostBuilderAreStopped(t *testing.T) {
 	log := newBuildLog(t.TempDir(), 0)
 	defer log.free()
-	var next uint64
+	var next atomic.Uint64
 	first := newAttemptLog(log, "b1", &next)
 	first.Log(nix.LogMessage{Kind: nix.LogStartActivity, ID: 5, Type: nix.ActivityRealise})
 	first.Log(nix.LogMessage{Kind: nix.LogStartActivity, ID: 6, Parent: 5, Type: nix.ActivityBuild,
@@ -117,4 +118,107 @@ func TestActivitiesOfALostBuilderAreStopped(t *testing.T) {
 	if len(open) != 0 {
 		t.Errorf("activities left open: %v", open)
 	}
+}
+
+// Guards against clients that end at a result of an activity that they do not know, or
+// show one for ever, when one of two copies of a build is left out.
+func TestLogOfACopyIsShownWholeOrEnded(t *testing.T) {
+	start := func(id uint64) nix.LogMessage {
+		return nix.LogMessage{Kind: nix.LogStartActivity, ID: id, Type: nix.ActivityBuild}
+	}
+	line := func(id uint64, text string) nix.LogMessage {
+		return nix.LogMessage{Kind: nix.LogResult, ID: id, Type: nix.ResultBuildLogLine, Fields: []nix.LogField{nix.TextField(text)}}
+	}
+	stop := func(id uint64) nix.LogMessage { return nix.LogMessage{Kind: nix.LogStopActivity, ID: id} }
+	for name, c := range map[string]struct {
+		end  func(*attemptLog)
+		want string
+	}{
+		"shown":   {(*attemptLog).show, "one two three four "},
+		"dropped": {(*attemptLog).drop, "one "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			log := newBuildLog(t.TempDir(), 0)
+			defer log.free()
+			var next atomic.Uint64
+			first := newAttemptLog(log, "b1", &next)
+			first.Log(start(5))
+			first.Log(line(5, "one "))
+			first.hold()
+			first.Log(line(5, "two "))
+			first.Log(stop(5))
+			first.Log(start(6))
+			first.Log(line(6, "three "))
+			c.end(first)
+			first.Log(line(6, "four "))
+			first.stopAll()
+			log.finish()
+			var got recorder
+			log.follow(context.Background(), &got, 0)
+			if text := checkActivities(t, got.messages); text != c.want {
+				t.Errorf("shown is %q, want %q", text, c.want)
+			}
+		})
+	}
+}
+
+// Guards against a builder that fills the memory with what nobody sees, and against
+// what does not fit leaving a log that clients cannot read.
+func TestLogThatIsHeldBackIsBounded(t *testing.T) {
+	log := newBuildLog(t.TempDir(), 0)
+	defer log.free()
+	var next atomic.Uint64
+	a := newAttemptLog(log, "b1", &next)
+	line := func(id uint64, text string) {
+		a.Log(nix.LogMessage{Kind: nix.LogResult, ID: id, Type: nix.ResultBuildLogLine, Fields: []nix.LogField{nix.TextField(text)}})
+	}
+	a.Log(nix.LogMessage{Kind: nix.LogStartActivity, ID: 5, Type: nix.ActivityBuild})
+	a.hold()
+	for range 100 {
+		line(5, strings.Repeat("x", maxHeld/10))
+	}
+	for range maxHeld / 128 {
+		a.Log(nix.LogMessage{Kind: nix.LogText}) // until nothing fits
+	}
+	if a.weight > maxHeld {
+		t.Errorf("%d bytes are kept", a.weight)
+	}
+	a.Log(nix.LogMessage{Kind: nix.LogStopActivity, ID: 5})
+	a.Log(nix.LogMessage{Kind: nix.LogStartActivity, ID: 6, Type: nix.ActivityBuild})
+	a.show()
+	line(6, "of an activity that did not fit")
+	a.stopAll()
+	log.finish()
+	var got recorder
+	log.follow(context.Background(), &got, 0)
+	if text := checkActivities(t, got.messages); len(text) != 9*(maxHeld/10) {
+		t.Errorf("%d bytes are shown", len(text))
+	}
+}
+
+// checkActivities returns the lines of a log in which each result has its activity and
+// each activity has an end.
+func checkActivities(t *testing.T, messages []nix.LogMessage) (text string) {
+	t.Helper()
+	open := map[uint64]bool{}
+	for _, m := range messages {
+		switch m.Kind {
+		case nix.LogStartActivity:
+			open[m.ID] = true
+		case nix.LogStopActivity:
+			if !open[m.ID] {
+				t.Errorf("activity %d ends twice", m.ID)
+			}
+			delete(open, m.ID)
+		case nix.LogResult:
+			if !open[m.ID] {
+				t.Errorf("a result of activity %d, which is not open", m.ID)
+			}
+			text += m.Fields[0].Text
+		}
+	}
+	if len(open) > 0 {
+		t.Errorf("activities left open: %v", open)
+	}
+	return text
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"nixbastion/cache"
 	"nixbastion/internal/nix"
@@ -13,20 +14,48 @@ import (
 // takeOutputs announces the outputs of a build in the cache and has them copied
 // there at the builder's speed, on the session that built them. The result can
 // go to the clients at once: they follow the copies while they grow.
-func (t *tries) takeOutputs(ctx context.Context, sess *upstream.Session, result *nix.BuildResult) (*nix.BuildResult, error) {
+func (t *attempt) takeOutputs(ctx context.Context, sess *upstream.Session, result *nix.BuildResult) (*nix.BuildResult, error) {
 	outputs, err := t.outputs(result)
 	if err != nil {
-		t.end(ctx, sess)
 		return nil, err
 	}
-	arrivals, err := t.announce(ctx, sess, outputs)
+	arrivals, size, err := t.announce(ctx, sess, outputs)
 	if err != nil {
-		t.end(ctx, sess)
 		return nil, fmt.Errorf("take outputs from %s: %w", sess.Builder(), err)
 	}
-	t.fetches.Go(func() { t.fetch(sess, arrivals) })
+	t.left = nil // it is fetch's now
+	fetched := make(chan error, 1)
+	t.fetches.Go(func() { t.fetch(sess, arrivals, fetched) })
+	if err := awaitSmall(ctx, fetched, size); err != nil {
+		return nil, fmt.Errorf("take outputs from %s: %w", sess.Builder(), err)
+	}
 	result.Outputs = outputs
 	return result, nil
+}
+
+// awaitSmall returns the error with which a fetch of so many bytes ends, if it ends at
+// once: as long as the client has no reply, another builder can take the place of one
+// whose output is not what it said. The client would wait as long for the signature.
+func awaitSmall(ctx context.Context, fetched <-chan error, size uint64) error {
+	if size > ownSize {
+		return nil
+	}
+	timer := time.NewTimer(ownPatience)
+	defer timer.Stop()
+	select {
+	case err := <-fetched:
+		return err
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// errFalseOutput says that a builder has not what it says it built.
+var errFalseOutput = errors.New("outputs are not what the builder says")
+
+func falseOutput(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", errFalseOutput, nix.Refuse(format, args...))
 }
 
 // outputs are those of the derivation, with paths that the builder found where
@@ -40,13 +69,13 @@ func (t *tries) outputs(result *nix.BuildResult) ([]nix.BuiltOutput, error) {
 	for i, o := range outputs {
 		built, reported := found[o.Name]
 		if reported && !o.Path.IsZero() && built.Path != o.Path {
-			return nil, nix.Refuse("says output %q is %s, not %s", o.Name, built.Path, o.Path)
+			return nil, falseOutput("says output %q is %s, not %s", o.Name, built.Path, o.Path)
 		}
 		if reported {
 			outputs[i] = built
 		}
 		if outputs[i].Path.IsZero() {
-			return nil, nix.Refuse("does not say where output %q is", o.Name)
+			return nil, falseOutput("does not say where output %q is", o.Name)
 		}
 	}
 	return outputs, nil
@@ -54,24 +83,25 @@ func (t *tries) outputs(result *nix.BuildResult) ([]nix.BuiltOutput, error) {
 
 // announce asks the builder what it knows of the outputs and makes them visible
 // in the cache. Those that the cache holds already need no copy.
-func (t *tries) announce(ctx context.Context, sess *upstream.Session, outputs []nix.BuiltOutput) (_ []*cache.Arrival, err error) {
+// The size is that of all.
+func (t *attempt) announce(ctx context.Context, sess *upstream.Session, outputs []nix.BuiltOutput) (arrivals []*cache.Arrival, size uint64, err error) {
 	infos, err := t.outputInfos(ctx, sess, outputs)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if err := t.haveRoom(infos); err != nil {
-		return nil, &storeError{err}
+		return nil, 0, &storeError{err}
 	}
-	var arrivals []*cache.Arrival
 	for _, info := range infos {
+		size += info.NarSize
 		arrival, err := t.cache.Announce(info, t.grant(info, t.ownReferences(sess.Builder(), info, outputs)))
 		if err != nil {
 			abort(arrivals, err)
-			return nil, err
+			return nil, 0, err
 		}
 		arrivals = append(arrivals, arrival)
 	}
-	return arrivals, nil
+	return arrivals, size, nil
 }
 
 func (t *tries) outputInfos(ctx context.Context, sess *upstream.Session, outputs []nix.BuiltOutput) ([]*nix.PathInfo, error) {
@@ -79,7 +109,7 @@ func (t *tries) outputInfos(ctx context.Context, sess *upstream.Session, outputs
 	for i, out := range outputs {
 		info, err := sess.QueryPathInfo(ctx, out.Path)
 		if errors.Is(err, nix.ErrNotFound) {
-			return nil, nix.Refuse("says it built output %q, and does not have %s", out.Name, out.Path)
+			return nil, falseOutput("says it built output %q, and does not have %s", out.Name, out.Path)
 		}
 		if err != nil {
 			return nil, err
@@ -139,7 +169,7 @@ func (t *tries) addressed(info *nix.PathInfo) *nix.PathInfo {
 // trusted key has signed it or the build is proven. Signatures that are not known
 // here pass through all the same: they are the builder's, to whom the domain trusts
 // its builds.
-func (t *tries) grant(info *nix.PathInfo, ownReferences bool) cache.Grant {
+func (t *attempt) grant(info *nix.PathInfo, ownReferences bool) cache.Grant {
 	vouched := cache.DomainVouched
 	if t.proven && ownReferences {
 		vouched = cache.Built
@@ -169,12 +199,15 @@ func (t *tries) ownReferences(builder string, info *nix.PathInfo, outputs []nix.
 	return own
 }
 
-// fetch copies announced outputs into the cache and gives the session back.
-func (t *tries) fetch(sess *upstream.Session, arrivals []*cache.Arrival) {
+// fetch copies announced outputs into the cache and gives the session back. It puts
+// into fetched, which has room for that, how it ended.
+func (t *tries) fetch(sess *upstream.Session, arrivals []*cache.Arrival, fetched chan<- error) {
 	ctx := t.fetchCtx
 	defer func() {
 		if p := recover(); p != nil {
-			abort(arrivals, t.panicked(p))
+			err := t.panicked(p)
+			abort(arrivals, err)
+			fetched <- err
 			t.end(ctx, sess)
 		}
 	}()
@@ -183,10 +216,12 @@ func (t *tries) fetch(sess *upstream.Session, arrivals []*cache.Arrival) {
 			t.order.log.Error("output did not reach the cache", "builder", sess.Builder(),
 				"output", arrival.Path().String(), "error", err)
 			abort(arrivals[i:], err)
+			fetched <- err
 			t.end(ctx, sess)
 			return
 		}
 	}
+	fetched <- nil
 	sess.Release()
 }
 
@@ -210,7 +245,19 @@ func (t *tries) fill(ctx context.Context, sess *upstream.Session, arrival *cache
 		t.order.log.Warn("repaired output differs from what the cache holds; the first one stays",
 			"builder", sess.Builder(), "output", arrival.Path().String())
 	}
-	return err
+	return whoseFill(ctx, err)
+}
+
+// whoseFill says whose fault it is that an output did not reach the cache.
+func whoseFill(ctx context.Context, err error) error {
+	var user *nix.UserError
+	switch {
+	case err == nil || ctx.Err() != nil || upstream.Broken(err):
+		return err
+	case cache.IsFull(err) || !errors.As(err, &user):
+		return &storeError{err}
+	}
+	return fmt.Errorf("%w: %w", errFalseOutput, err)
 }
 
 func abort(arrivals []*cache.Arrival, err error) {

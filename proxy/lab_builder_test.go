@@ -32,6 +32,8 @@ type labBuilder struct {
 	nix    string // version; "" is 2.34.8
 	// build makes the outputs of a derivation; nil writes who built it.
 	build func(ctx context.Context, b *labBuilder, log nix.Logger, drv *nix.BasicDerivation) (*nix.BuildResult, error)
+	// onValid is called when valid paths were asked for; nil is nothing.
+	onValid func()
 	// beforeNar is called before a NAR goes to the proxy; nil is nothing.
 	beforeNar func()
 
@@ -43,6 +45,8 @@ type labBuilder struct {
 	infoError error
 	// named answers which path has a hash part; nil does so from files.
 	named func(hashPart string) (nix.StorePath, error)
+
+	labFaults
 
 	hostKey  ssh.Signer
 	listener net.Listener
@@ -96,12 +100,13 @@ func (b *labBuilder) start(t testing.TB) {
 			serving.Go(func() {
 				defer b.track(conn, false)
 				defer conn.Close()
-				b.serve(conn, &serving)
+				b.serve(&gatedConn{conn, &b.stopped}, &serving)
 			})
 		}
 	})
 	t.Cleanup(func() {
 		b.listener.Close()
+		b.wake()
 		b.cut()
 		serving.Wait()
 	})
@@ -156,7 +161,7 @@ func (b *labBuilder) serve(conn net.Conn, serving *sync.WaitGroup) {
 				req.Reply(req.Type == "exec", nil)
 				if req.Type == "exec" {
 					serving.Go(func() { ssh.DiscardRequests(requests) })
-					worker.Serve(context.Background(), ch, &labStore{b: b},
+					worker.Serve(context.Background(), &spoiledChannel{ch, &b.garbage}, &labStore{b: b},
 						worker.ServeOptions{DaemonVersion: cmp.Or(b.nix, "2.34.8"), Trust: b.trust})
 					ch.SendRequest("exit-status", false, []byte{0, 0, 0, 0})
 					return
@@ -327,6 +332,9 @@ func (s *labStore) QueryPathFromHashPart(ctx context.Context, hashPart string) (
 func (s *labStore) QueryValidPaths(ctx context.Context, paths []nix.StorePath, _ bool) ([]nix.StorePath, error) {
 	if s.b.mute {
 		<-ctx.Done()
+	}
+	if s.b.onValid != nil {
+		s.b.onValid()
 	}
 	var valid []nix.StorePath
 	for _, path := range paths {

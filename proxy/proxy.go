@@ -121,7 +121,7 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	p.stopFetches = stop
 	p.builds = &builds{
 		router: p.router, pool: p.pool, cache: p.cache, policy: p.policy, logDir: p.tmpDir,
-		inflight: newInflight(), differences: newDifferences(p.log), proofs: make(chan struct{}, maxProofs), fetchCtx: fetchCtx,
+		inflight: newInflight(), differences: newDifferences(p.log), suspects: newSuspects(p.router), proofs: make(chan struct{}, maxProofs), fetchCtx: fetchCtx,
 	}
 	p.found = newFinder(ctx, p.pool, p.cache, p.policy, p.log)
 	p.builds.misses = p.found.misses

@@ -2,8 +2,10 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"nixbastion/cache"
 	"nixbastion/internal/nix"
@@ -24,7 +26,23 @@ type push struct {
 	sending *sending
 	// feeder has what was fed ahead for the client of the build.
 	feeder *feeder
+
+	// sent is how many bytes of inputs run has sent, and took how long that took.
+	sent int64
+	took time.Duration
 }
+
+// errInputGone says that a builder has lost an input between two questions, as the
+// garbage collector of one does that was not told in time.
+var errInputGone = errors.New("an input is gone")
+
+// inputError says that an input cannot be read in the proxy's own store. No other
+// builder changes that.
+type inputError struct{ err error }
+
+func (e *inputError) Error() string { return "read inputs: " + e.err.Error() }
+
+func (e *inputError) Unwrap() error { return e.err }
 
 // run names all inputs as temporary roots, then asks which are there, then sends
 // the others: in that order, since only what is rooted cannot be collected
@@ -133,7 +151,7 @@ func (p *push) compare(ctx context.Context, sess *upstream.Session, held []nix.S
 func sameContent(held []nix.StorePath, infos []*nix.PathInfo, ours map[nix.StorePath]*nix.PathInfo) error {
 	for i, theirs := range infos {
 		if theirs == nil {
-			return nix.Refuse("calls %s valid and then knows nothing of it", held[i])
+			return fmt.Errorf("%w: %w", errInputGone, nix.Refuse("calls %s valid and then knows nothing of it", held[i]))
 		}
 		if our := ours[theirs.Path]; our != nil && our.NarHash != theirs.NarHash {
 			return nix.Refuse("holds %s with other content (%s, ours is %s)", theirs.Path, theirs.NarHash, our.NarHash)
@@ -205,9 +223,16 @@ func (p *push) send(ctx context.Context, sess *upstream.Session, missing []*nix.
 	}
 	src := &cachedPaths{ctx: ctx, cache: p.cache, domain: p.domain, paths: missing}
 	defer src.close()
-	return sess.AddMultipleToStore(ctx, p.log,
+	began := time.Now()
+	err := sess.AddMultipleToStore(ctx, p.log,
 		nix.PathSource{Count: uint64(len(missing)), Next: src.next},
 		nix.AddOptions{DontCheckSigs: true})
+	if src.err != nil && ctx.Err() == nil {
+		return &inputError{src.err}
+	}
+	p.sent += int64(total)
+	p.took += time.Since(began)
+	return err
 }
 
 // cachedPaths yields paths of the cache one by one.
@@ -217,6 +242,7 @@ type cachedPaths struct {
 	domain string
 	paths  []*nix.PathInfo
 	open   io.ReadCloser
+	err    error // of our own store, not of the builder
 }
 
 func (c *cachedPaths) next() (*nix.PathInfo, io.Reader, error) {
@@ -228,10 +254,20 @@ func (c *cachedPaths) next() (*nix.PathInfo, io.Reader, error) {
 	c.paths = c.paths[1:]
 	nar, err := c.cache.OpenNar(c.ctx, c.domain, info.Path)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read input %s: %w", info.Path, err)
+		c.err = fmt.Errorf("read input %s: %w", info.Path, err)
+		return nil, nil, c.err
 	}
 	c.open = nar
-	return info, nar, nil
+	return info, c, nil
+}
+
+// Read reads the NAR that is open.
+func (c *cachedPaths) Read(p []byte) (int, error) {
+	n, err := c.open.Read(p)
+	if err != nil && err != io.EOF {
+		c.err = err
+	}
+	return n, err
 }
 
 func (c *cachedPaths) close() {

@@ -26,6 +26,10 @@ type conn struct {
 	// vain, -1 before that.
 	mute atomic.Int64
 
+	// asked is when the question for a sign of life was put that stands, in ns after
+	// the link was opened; 0 if none does.
+	asked atomic.Int64
+
 	causeOnce sync.Once
 	cause     atomic.Value // error with which we closed it
 	ended     chan struct{}
@@ -195,7 +199,6 @@ func (c *conn) keepAlive() {
 	opts := c.builder.pool.opts
 	tick := time.NewTicker(opts.KeepAlive)
 	defer tick.Stop()
-	var asking atomic.Bool
 	seen, silent := int64(0), 0
 	for {
 		select {
@@ -211,17 +214,17 @@ func (c *conn) keepAlive() {
 			c.abort(fmt.Errorf("no sign of life for %s", time.Duration(silent)*opts.KeepAlive))
 			return
 		}
-		c.askOnce(&asking)
+		c.askOnce()
 	}
 }
 
 // askOnce asks for a sign of life unless an answer is still awaited.
-func (c *conn) askOnce(asking *atomic.Bool) {
-	if !asking.CompareAndSwap(false, true) {
+func (c *conn) askOnce() {
+	if !c.asked.CompareAndSwap(0, int64(time.Since(c.link.net.opened))) {
 		return
 	}
 	c.builder.pool.running.Go(func() {
-		defer asking.Store(false)
+		defer c.asked.Store(0)
 		c.alive()
 	})
 }

@@ -21,6 +21,9 @@ type daemon struct {
 	// roots is about how many paths the session keeps from garbage collection;
 	// its user counts.
 	roots int
+	// waited says that it was idle. Guarded by builder.mu, and by its user's being
+	// the only one.
+	waited bool
 	// expiry ends the session when it was idle for too long. Guarded by
 	// builder.mu.
 	expiry *time.Timer
@@ -246,6 +249,7 @@ func (b *builder) park(d *daemon) {
 		d.process.Close()
 		return
 	}
+	d.waited = true
 	b.idle = append(b.idle, d)
 	b.wake()
 	d.expiry = time.AfterFunc(b.pool.opts.IdleSession, func() { b.expire(d) })

@@ -39,9 +39,11 @@ const (
 	// Refused: the builder's Nix gave up an operation with a reason, for which the
 	// serve protocol has no other words than the end of the session.
 	Refused
+	// Hung: the builder gave no sign of life for too long; see [Session.Hung].
+	Hung
 )
 
-var kindNames = [...]string{"failed", "unreachable", "host key", "auth", "untrusted", "protocol", "too old", "lost", "refused"}
+var kindNames = [...]string{"failed", "unreachable", "host key", "auth", "untrusted", "protocol", "too old", "lost", "refused", "hung"}
 
 // String names the kind for logs.
 func (k Kind) String() string { return kindNames[min(int(k), len(kindNames)-1)] }

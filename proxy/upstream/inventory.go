@@ -129,7 +129,7 @@ func (b *builder) list() (holdings, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Session{d: d}
+	s := newSession(d)
 	defer s.Release()
 	var held holdings
 	err = s.WalkAllValidPaths(ctx, b.pool.opts.InventoryPaths, func(path nix.StorePath) { held = append(held, path.HashBytes()) })

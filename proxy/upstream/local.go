@@ -22,6 +22,7 @@ type localProcess struct {
 	parked  parked
 	atEnd   atomic.Bool // reading has met the end
 	shaken  atomic.Bool // see remoteProcess
+	asked   atomic.Int64
 
 	closeOnce sync.Once
 	closing   chan struct{} // closed by Close

@@ -200,7 +200,7 @@ func (p *Pool) Get(ctx context.Context, name string) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Session{d: d}, nil
+	return newSession(d), nil
 }
 
 var (

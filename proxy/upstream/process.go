@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"io"
+	"time"
 )
 
 // process is what answers a session: a program on a builder, seen through the
@@ -27,6 +28,11 @@ type process interface {
 	// where that is in doubt. Silent reports whether it did not answer so far.
 	proven(ctx context.Context) bool
 	silent() bool
+	// late, giveUp and received are what [Session.Late], [Session.Hung] and
+	// [Session.Stale] ask for: received changes with every byte from the builder.
+	late() time.Duration
+	giveUp()
+	received() int64
 
 	// server is how what runs it calls itself.
 	server() string

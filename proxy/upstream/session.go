@@ -25,6 +25,14 @@ type Session struct {
 	d *daemon
 	// over is set by Release and End: from then on the daemon has another user.
 	over atomic.Bool
+	// waited says that it came from among idle ones, and before is what had been
+	// received then.
+	waited bool
+	before int64
+}
+
+func newSession(d *daemon) *Session {
+	return &Session{d: d, waited: d.waited, before: d.process.received()}
 }
 
 var (
