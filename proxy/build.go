@@ -76,6 +76,7 @@ type builds struct {
 	feeds       *feeds
 	differences *differences
 	suspects    *suspects
+	copies      copies
 	misses      *misses
 	// proofs has one token for each plan being read.
 	proofs chan struct{}

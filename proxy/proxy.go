@@ -52,6 +52,7 @@ type Proxy struct {
 	builds  *builds
 	found   *finder
 	signing *signing
+	drains  *drains
 
 	learned *learned
 	loads   *loads
@@ -94,6 +95,9 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	p.loads = newLoads(p.policy, p.router, p.log)
 	p.pool = upstream.NewPool(upstream.Options{Log: p.log, OnState: p.router.SetUp, ConnectTimeout: connectTimeout, Inventory: inventoryPause,
 		LoadEvery: loadEvery, OnLoad: p.loads.note})
+	if p.drains, err = loadDrains(pol.StateDir, p.router, p.pool, p.log); err != nil {
+		return err
+	}
 	p.front, err = NewFront(FrontOptions{
 		HostKeys:        []ssh.Signer{hostKey},
 		HostCertificate: p.hostCertificate,
@@ -167,6 +171,7 @@ func (p *Proxy) apply(pol *policy.Policy) {
 	}
 	p.router.SetStarveAfter(pol.Scheduling.StarveAfter)
 	p.router.SetBuilders(places)
+	p.drains.apply(pol.Builders)
 	p.loads.keep(pol.Builders)
 }
 
