@@ -142,6 +142,7 @@ func (t *tries) acquire(ctx context.Context, req route.Request, pause time.Durat
 		return nil, context.Cause(ctx)
 	}
 	says := newWaitLines(t.log, t.order.drvPath)
+	defer says.stop()
 	return t.router.Acquire(ctx, req, says.waiting)
 }
 
