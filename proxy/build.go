@@ -77,6 +77,7 @@ type builds struct {
 	differences *differences
 	suspects    *suspects
 	copies      copies
+	sleepers    *sleepers
 	misses      *misses
 	// proofs has one token for each plan being read.
 	proofs chan struct{}

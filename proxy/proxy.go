@@ -53,6 +53,8 @@ type Proxy struct {
 	found   *finder
 	signing *signing
 	drains  *drains
+	// sleepers wake builders and put them to sleep.
+	sleepers *sleepers
 
 	learned *learned
 	loads   *loads
@@ -93,11 +95,12 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	p.learned = newLearned(pol.StateDir, p.log)
 	p.router = route.New(route.Options{History: p.learned.load(), StarveAfter: pol.Scheduling.StarveAfter})
 	p.loads = newLoads(p.policy, p.router, p.log)
-	p.pool = upstream.NewPool(upstream.Options{Log: p.log, OnState: p.router.SetUp, ConnectTimeout: connectTimeout, Inventory: inventoryPause,
+	p.pool = upstream.NewPool(upstream.Options{Log: p.log, OnState: p.onState, Sleeps: p.sleeps, ConnectTimeout: connectTimeout, Inventory: inventoryPause,
 		LoadEvery: loadEvery, OnLoad: p.loads.note})
 	if p.drains, err = loadDrains(pol.StateDir, p.router, p.pool, p.log); err != nil {
 		return err
 	}
+	p.sleepers = newSleepers(ctx, p.pool, p.router, p.drains.drained, p.log)
 	p.front, err = NewFront(FrontOptions{
 		HostKeys:        []ssh.Signer{hostKey},
 		HostCertificate: p.hostCertificate,
@@ -124,7 +127,7 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	fetchCtx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.stopFetches = stop
 	p.builds = &builds{
-		router: p.router, pool: p.pool, cache: p.cache, policy: p.policy, logDir: p.tmpDir,
+		router: p.router, pool: p.pool, cache: p.cache, policy: p.policy, logDir: p.tmpDir, sleepers: p.sleepers,
 		inflight: newInflight(), differences: newDifferences(p.log), suspects: newSuspects(p.router), proofs: make(chan struct{}, maxProofs), fetchCtx: fetchCtx,
 	}
 	p.found = newFinder(ctx, p.pool, p.cache, p.policy, p.log)
@@ -172,8 +175,17 @@ func (p *Proxy) apply(pol *policy.Policy) {
 	p.router.SetStarveAfter(pol.Scheduling.StarveAfter)
 	p.router.SetBuilders(places)
 	p.drains.apply(pol.Builders)
+	p.sleepers.update(pol.Builders)
 	p.loads.keep(pol.Builders)
 }
+
+// onState hears from the pool when a builder is up or down, and sleeps is asked by it
+// whether one that cannot be reached is asleep.
+func (p *Proxy) onState(builder string, up bool, reason string) {
+	p.sleepers.setUp(builder, up, reason)
+}
+
+func (p *Proxy) sleeps(builder string) bool { return p.sleepers.unreachable(builder) }
 
 // lookAtBuilders learns in the background which builders are there, before
 // anybody needs them: who has none is to be told so, or sent away.
@@ -203,6 +215,7 @@ func (p *Proxy) Shutdown(ctx context.Context) error {
 	p.builds.inflight.cancelAll(errShutdown)
 	p.found.close(errShutdown)
 	p.stopFetches(errShutdown)
+	p.sleepers.close(errShutdown)
 	p.builds.fetches.Wait()
 	p.signing.halt()
 	errs = append(errs, p.pool.Close(ctx), p.cache.Close())

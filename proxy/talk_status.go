@@ -29,8 +29,9 @@ type statusAnswer struct {
 // builderStatus is one builder.
 type builderStatus struct {
 	Name string `json:"name"`
-	// State is "up", "down", "suspended", "overloaded", "drained", or "removed" for one that is not in the
-	// policy any more and still builds.
+	// State is "up", "down", "suspended", "overloaded", "drained", "asleep" or "waking"
+	// for one with a wake command, or "removed" for one that is not in the policy any
+	// more and still builds.
 	State string `json:"state"`
 	// Reason is why it is not up, for people. Empty for a key that may not build.
 	Reason string `json:"reason,omitempty"`
@@ -79,6 +80,9 @@ func (p *Proxy) status(a *asker, args []string) (answer, error) {
 		b := &s.Builders[i]
 		b.DifferingInputs = p.builds.differences.of(b.Name)
 		b.Fetching = p.builds.copies.of(b.Name)
+		if word := p.sleepers.stateOf(b.Name); b.State == "up" && word != "" {
+			b.State = word
+		}
 	}
 	if a.seesReasons() {
 		s.addLoads(p.pool.Load, time.Now())
