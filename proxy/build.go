@@ -78,6 +78,8 @@ type builds struct {
 	suspects    *suspects
 	copies      copies
 	sleepers    *sleepers
+	grace       grace
+	drained     func(builder string) bool
 	misses      *misses
 	// proofs has one token for each plan being read.
 	proofs chan struct{}

@@ -127,7 +127,7 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	fetchCtx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.stopFetches = stop
 	p.builds = &builds{
-		router: p.router, pool: p.pool, cache: p.cache, policy: p.policy, logDir: p.tmpDir, sleepers: p.sleepers,
+		router: p.router, pool: p.pool, cache: p.cache, policy: p.policy, logDir: p.tmpDir, sleepers: p.sleepers, drained: p.drains.drained,
 		inflight: newInflight(), differences: newDifferences(p.log), suspects: newSuspects(p.router), proofs: make(chan struct{}, maxProofs), fetchCtx: fetchCtx,
 	}
 	p.found = newFinder(ctx, p.pool, p.cache, p.policy, p.log)
@@ -164,6 +164,7 @@ func (p *Proxy) Reload() error {
 
 // apply brings builders to what the policy says.
 func (p *Proxy) apply(pol *policy.Policy) {
+	p.builds.grace.update(pol.Builders)
 	p.pool.Update(pol.Builders)
 	places := make([]route.Builder, len(pol.Builders))
 	for i, b := range pol.Builders {

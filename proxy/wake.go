@@ -220,9 +220,10 @@ func await(ctx context.Context, done <-chan struct{}) error {
 	}
 }
 
-// durationText writes a time for people, in seconds or, from ten minutes on, in minutes.
+// durationText writes a time for people, in seconds, or in minutes where nothing much
+// is lost by that.
 func durationText(d time.Duration) string {
-	if d >= 10*time.Minute {
+	if d >= 10*time.Minute || d > time.Minute && d%time.Minute == 0 {
 		return fmt.Sprintf("%.0f min", d.Minutes())
 	}
 	return fmt.Sprintf("%.0f s", d.Seconds())

@@ -184,7 +184,7 @@ func TestBuilderIsWokenOnceForAllWhoNeedIt(t *testing.T) {
 			building.Go(func() {
 				time.Sleep(time.Duration(i) * time.Second)
 				told, err := b.build(b.Context(), time.Minute)
-				want := []string{"waking builder 'b1' (up to 300 s)", "builder 'b1' is awake after 43 s"}
+				want := []string{"waking builder 'b1' (up to 5 min)", "builder 'b1' is awake after 43 s"}
 				if err != nil || !slices.Equal(told, want) {
 					b.Errorf("told %q, %v, want %q", told, err, want)
 				}
@@ -271,7 +271,7 @@ func TestIdleBuilderIsPutToSleep(t *testing.T) {
 		}
 		// The command still runs.
 		told, err := b.build(b.Context(), 0)
-		want := []string{"builder 'b1' is falling asleep; it is woken then", "waking builder 'b1' (up to 300 s)", "builder 'b1' is awake after 43 s"}
+		want := []string{"builder 'b1' is falling asleep; it is woken then", "waking builder 'b1' (up to 5 min)", "builder 'b1' is awake after 43 s"}
 		if err != nil || !slices.Equal(told, want) || b.commandsRun() != "sleep wake" {
 			b.Errorf("told %q, ran %q, %v", told, b.commandsRun(), err)
 		}
