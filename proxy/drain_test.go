@@ -48,6 +48,12 @@ func (b *labBuilder) connections() int {
 	return len(b.conns)
 }
 
+func (b *labBuilder) dialled() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.dials
+}
+
 // change drains or undrains.
 func (l *lab) change(words ...string) string {
 	l.Helper()
@@ -90,8 +96,13 @@ func TestDrainedBuilderEndsWhatItRunsAndGetsNothingNew(t *testing.T) {
 		t.Errorf("the running build: %v", err)
 	}
 	eventually(t, "the connections are closed", func() bool { return b1.connections() == 0 })
+	dialled := b1.dialled()
 	if got := l.admin("status"); !strings.Contains(got, "b1 is drained: new disk; no build runs there\n") {
 		t.Errorf("status says:\n%s", got)
+	}
+	l.proxy.builds.lookAt(l.proxy.policy.Current().Builders)
+	if b1.dialled() != dialled {
+		t.Error("the drained builder was looked at")
 	}
 	if got := b1.built(); !slices.Equal(got, []string{"running"}) {
 		t.Errorf("b1 built %q", got)

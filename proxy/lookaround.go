@@ -74,15 +74,18 @@ func (t *tries) lookAround(instead string) {
 	}))
 }
 
-// lookAt tries to get a session on each of some builders, which is no use of it: the
-// pool tells the router which are down. It does so for whatever follows, and ends
-// with the proxy and not with a client.
+// lookAt tries to get a session on each of some builders that are not drained, which
+// is no use of them: the pool tells the router which are down. It does so for whatever
+// follows, and ends with the proxy and not with a client.
 func (b *builds) lookAt(builders []policy.Builder) {
 	ctx, cancel := context.WithTimeout(b.fetchCtx, lookTimeout)
 	defer cancel()
 	var looking errgroup.Group
 	looking.SetLimit(maxAsked)
 	for _, builder := range builders {
+		if b.drained(builder.Name) {
+			continue
+		}
 		looking.Go(func() error {
 			_ = b.pool.Look(ctx, builder.Name) // the pool tells
 			return nil
