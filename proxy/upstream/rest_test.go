@@ -12,13 +12,18 @@ import (
 // Guards against connections that keep a drained builder from being switched off, and
 // against builds there that are cut off.
 func TestLeavingBuilderIsLeftWithItsLastUser(t *testing.T) {
-	inWorld(t, nil, func(w *world) {
+	inWorld(t, func(_ *fakeBuilder, _ *target, opts *Options) { opts.Inventory = time.Minute }, func(w *world) {
 		building := w.get()
 		w.get().Release() // and waits idle
 		w.pool.SetLeaving("b1", true)
 		synctest.Wait()
 		w.works(building)
+		started := len(w.fake.commands)
 		second := w.get()
+		synctest.Wait()
+		if n := len(w.fake.commands) - started; n != 1 {
+			w.Errorf("%d sessions were opened for one user", n)
+		}
 		w.works(second)
 		second.Release()
 		building.Release()
@@ -28,8 +33,10 @@ func TestLeavingBuilderIsLeftWithItsLastUser(t *testing.T) {
 		}
 		w.get().Release()
 		synctest.Wait()
-		if n := len(w.fake.conns); n != 0 {
-			w.Errorf("%d connections are left after another session", n)
+		dialled := w.count(&w.fake.dialled)
+		time.Sleep(time.Hour)
+		if n := len(w.fake.conns); n != 0 || w.count(&w.fake.dialled) != dialled {
+			w.Errorf("%d connections are left after another session, and %d more were dialled", n, w.count(&w.fake.dialled)-dialled)
 		}
 		w.pool.SetLeaving("b1", false)
 		w.get().Release()
@@ -90,6 +97,10 @@ func TestSleepingBuilderHasNoUserAndIsAskedForNothing(t *testing.T) {
 		if n := w.count(&w.fake.dialled) - dialled; n != 0 || !w.pool.Asleep("b1") {
 			w.Errorf("dialled %d times", n)
 		}
+		moved := w.fake.target()
+		moved.address = "b1.example.net:22"
+		w.pool.update([]*target{moved})
+		w.refused(Unreachable, "is asleep")
 		if err := w.pool.Reach(w.Context(), "b1"); err != nil || w.pool.Asleep("b1") {
 			w.Errorf("not awake: %v", err)
 		}
