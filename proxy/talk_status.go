@@ -151,7 +151,7 @@ func stateOf(b *route.BuilderStatus) string {
 		return "suspended"
 	case strings.HasPrefix(b.Trouble, "overloaded"):
 		return "overloaded"
-	case strings.HasPrefix(b.Trouble, "drained"):
+	case b.Draining:
 		return "drained"
 	}
 	return "down"
