@@ -282,6 +282,27 @@ func TestIdleBuilderIsPutToSleep(t *testing.T) {
 	})
 }
 
+// Guards against a builder that falls asleep between the word that it is awake and
+// the session there.
+func TestBuilderStaysAwakeForWhoGetsASession(t *testing.T) {
+	inBedroom(t, func(b *bedroom) {
+		b.set(func() { b.up = true })
+		release, err := b.need(b.Context(), "b1", func(string) {})
+		if err != nil {
+			b.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		if got := b.commandsRun(); got != "" {
+			b.Errorf("ran %q", got)
+		}
+		release()
+		time.Sleep(time.Hour)
+		if got := b.commandsRun(); got != "sleep" {
+			b.Errorf("afterwards ran %q", got)
+		}
+	})
+}
+
 // Guards against a builder that is lost since it could not be put to sleep.
 func TestBuilderThatCannotBePutToSleepStaysAwake(t *testing.T) {
 	inBedroom(t, func(b *bedroom) {

@@ -30,38 +30,43 @@ func TestWaitingIsSeenByEveryClient(t *testing.T) {
 		setMachines(t, c, machine)
 	}
 	for i, client := range clients {
-		t.Run(client.Nix(), func(t *testing.T) {
-			holder := gated(fmt.Sprintf("holder%d", i))
-			run, log := startWatched(t, clients[0], holder)
-			awaitText(t, clients[0], log, "before the gate")
-			// Under -qec the program has a terminal, and a progress bar where it has one.
-			for name, command := range map[string]string{
-				"plain": "%s 2>%s", "verbose": "%s -v 2>%s", "bar": "TERM=xterm script -qec '%s --log-format bar' /dev/null >%s 2>&1",
-			} {
-				waiting := testbed.Derivation{Name: fmt.Sprintf("%s%d", name, i)}
-				file, out := writeExpression(t, client, waiting), "/root/e2e/waiting."+waiting.Name
-				nix := "nix --extra-experimental-features nix-command build --no-link -f " + file + " " + waiting.Name
-				r := startScript(t, client, fmt.Sprintf(command, nix, out))
-				want := "waiting: "
-				if name == "bar" {
-					want = "waiting for a machine to build"
-				}
-				awaitText(t, client, out, want)
-				t.Logf("%s:\n%s", name, tailOf(client.MustShell(t, "cat "+out)))
-				defer func() {
-					if res := r.wait(t); res.Status != 0 {
-						t.Errorf("%s: status %d, %s", name, res.Status, client.MustShell(t, "cat "+out))
-					}
-				}()
-			}
-			openGate(t, builder, holder.Name)
-			run.mustSucceed(t)
-		})
+		t.Run(client.Nix(), func(t *testing.T) { testWaitingIsSeen(t, builder, clients[0], client, i) })
 	}
 }
 
-// tailOf are the last lines of a text with escape sequences made visible.
-func tailOf(text string) string {
-	text = strings.ReplaceAll(text, "\x1b", "^[")
-	return text[max(0, len(text)-600):]
+// testWaitingIsSeen has one client hold the builder, and another wait for it in three
+// ways.
+func testWaitingIsSeen(t *testing.T, builder, first, client *testbed.Host, i int) {
+	holder := gated(fmt.Sprintf("holder%d", i))
+	run, log := startWatched(t, first, holder)
+	awaitText(t, first, log, "before the gate")
+	command := func(name string) string {
+		d := testbed.Derivation{Name: fmt.Sprintf("%s%d", name, i)}
+		return "nix --extra-experimental-features nix-command build --no-link -f " + writeExpression(t, client, d) + " " + d.Name
+	}
+	var plain []*running
+	for name, option := range map[string]string{"plain": "", "verbose": " -v"} {
+		out := fmt.Sprintf("/root/e2e/waiting.%s%d", name, i)
+		plain = append(plain, startScript(t, client, command(name)+option+" 2>"+out))
+		awaitText(t, client, out, "waiting: ")
+		if text := client.MustShell(t, "cat "+out); strings.Contains(text, "waiting for a machine to build") {
+			t.Errorf("%s: it is said twice:\n%s", name, text)
+		}
+	}
+	bar := startOnTerminal(t, client, command("bar"))
+	eventually(t, "the progress bar shows that the build waits", patience, func() bool {
+		return strings.Contains(bar.String(), "waiting for a machine to build '")
+	})
+	openGate(t, builder, holder.Name)
+	run.mustSucceed(t)
+	for _, r := range plain {
+		if res := r.wait(t); res.Status != 0 {
+			t.Errorf("status %d", res.Status)
+		}
+	}
+	if err := <-bar.ended; err != nil {
+		t.Errorf("with a progress bar: %v", err)
+	}
+	text := strings.ReplaceAll(bar.String(), "\x1b", "^[")
+	t.Logf("the terminal got %d bytes, the last: %q", len(text), text[max(0, len(text)-300):])
 }
