@@ -381,13 +381,21 @@ func TestCommandEndsWithAllThatItStarted(t *testing.T) {
 	if err := <-ended; !errors.Is(err, errShutdown) {
 		t.Errorf("error %v", err)
 	}
-	for _, pid := range strings.Fields(string(text)) {
-		eventually(t, "process "+pid+" is gone", func() bool {
-			stat, err := os.ReadFile("/proc/" + pid + "/stat")
-			return err != nil || strings.Contains(string(stat), ") Z ")
-		})
+	gone := func(pids string) {
+		for _, pid := range strings.Fields(pids) {
+			eventually(t, "process "+pid+" is gone", func() bool {
+				stat, err := os.ReadFile("/proc/" + pid + "/stat")
+				return err != nil || strings.Contains(string(stat), ") Z ")
+			})
+		}
 	}
-	out, err := runCommand(t.Context(), []string{"/bin/sh", "-c", `yes | head -c 1000000; echo "$NIXBASTION_BUILDER is up"; sleep 1000 & exit 0`}, []string{"NIXBASTION_BUILDER=b1"})
+	gone(string(text))
+	out, err := runCommand(t.Context(), []string{"/bin/sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!"}, nil)
+	if err != nil || out == "" {
+		t.Errorf("output %q, %v", out, err)
+	}
+	gone(out) // also after a good end
+	out, err = runCommand(t.Context(), []string{"/bin/sh", "-c", `yes | head -c 1000000; echo "$NIXBASTION_BUILDER is up"; sleep 1000 & exit 0`}, []string{"NIXBASTION_BUILDER=b1"})
 	if err != nil || len(out) > maxCommandOutput || !strings.HasSuffix(out, "\nb1 is up") {
 		t.Errorf("%d bytes of output, %v: ...%s", len(out), err, lastWords(out))
 	}
