@@ -57,6 +57,7 @@ func newBuilder(p *Pool, t *target, old *builder) *builder {
 	}
 	if old != nil {
 		b.rest = old.rest
+		b.load.paused = b.rest.spared()
 		b.reportedDown = old.silence() // the new way is worth a try at once
 	}
 	return b

@@ -133,6 +133,7 @@ func (p *Pool) Reach(ctx context.Context, name string) error {
 	}
 	b.awake()
 	b.noteOutcome(nil)
+	b.settle()
 	b.park(d)
 	return nil
 }
@@ -194,7 +195,9 @@ func (b *builder) asleep() error {
 // settle brings what is kept open and what is done in the background in line with
 // what the builder is spared.
 func (b *builder) settle() {
-	if b.rest.spared() {
+	spared := b.rest.spared()
+	b.pauseLoad(spared)
+	if spared {
 		b.closeUnused()
 		return
 	}
