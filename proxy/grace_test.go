@@ -42,6 +42,21 @@ func TestBuildsWaitForBuildersThatWereNotUpYet(t *testing.T) {
 	l.withGrace("0s")
 }
 
+// Guards against builds that wait for a builder which the admin has taken away.
+func TestDrainedBuilderHasNoGrace(t *testing.T) {
+	b := newLabBuilder("b1")
+	l := newLab(t, b)
+	l.withGrace("1h")
+	l.change("drain", "b1", "new disk")
+	if err := <-l.begin("alice", "one"); err == nil || !strings.Contains(err.Error(), "b1: drained: new disk") {
+		t.Errorf("a build: %v", err)
+	}
+	l.change("undrain", "b1")
+	if err := <-l.begin("alice", "two"); err != nil {
+		t.Errorf("a build after undrain: %v", err)
+	}
+}
+
 // Guards against a grace that has no end.
 func TestGraceEnds(t *testing.T) {
 	b := newLabBuilder("b1")
