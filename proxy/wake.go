@@ -190,7 +190,7 @@ func (s *sleepers) need(ctx context.Context, builder string, tell func(line stri
 		switch {
 		case turn != nil:
 			tell(fmt.Sprintf("builder '%s' is falling asleep; it is woken then", builder))
-			if err := await(ctx, turn); err != nil {
+			if err := awaitDone(ctx, turn); err != nil {
 				return nil, err
 			}
 			continue
@@ -201,7 +201,7 @@ func (s *sleepers) need(ctx context.Context, builder string, tell func(line stri
 			return func() { s.leave(builder) }, nil
 		}
 		tell(fmt.Sprintf("waking builder '%s' (up to %s)", builder, durationText(limit)))
-		if err := await(ctx, job.done); err != nil {
+		if err := awaitDone(ctx, job.done); err != nil {
 			return nil, err
 		}
 		if job.err != nil {
@@ -211,7 +211,7 @@ func (s *sleepers) need(ctx context.Context, builder string, tell func(line stri
 	}
 }
 
-func await(ctx context.Context, done <-chan struct{}) error {
+func awaitDone(ctx context.Context, done <-chan struct{}) error {
 	select {
 	case <-done:
 		return nil
