@@ -24,6 +24,8 @@ type attempt struct {
 	proven bool
 	// left is a session that is to be ended; nil if there is none.
 	left *upstream.Session
+	// copied ends the counting among copies; nil if it does not count there.
+	copied func()
 
 	// hung says that the builder owes a sign of life, and hungOnce that it did. They
 	// belong to the goroutine of tries.run.
@@ -65,6 +67,9 @@ func (t *attempt) run(ctx context.Context) outcome {
 func (t *attempt) finish(ctx context.Context) {
 	t.endLeft(ctx)
 	t.lease.Release()
+	if t.copied != nil {
+		t.copied()
+	}
 }
 
 func (t *attempt) endLeft(ctx context.Context) {
@@ -127,6 +132,7 @@ func (t *attempt) reply(ctx context.Context, sess *upstream.Session, result *nix
 		return out
 	}
 	t.step.Store(stepOutputs)
+	t.copied = t.copies.begin(t.lease.Builder()) // before the slot is free, so that it is among one or the other
 	if result.Status == nix.StatusBuilt {
 		t.lease.Built()
 	}

@@ -76,6 +76,10 @@ type builds struct {
 	feeds       *feeds
 	differences *differences
 	suspects    *suspects
+	copies      copies
+	sleepers    *sleepers
+	grace       grace
+	drained     func(builder string) bool
 	misses      *misses
 	// proofs has one token for each plan being read.
 	proofs chan struct{}
@@ -141,6 +145,7 @@ func (t *tries) acquire(ctx context.Context, req route.Request, pause time.Durat
 		return nil, context.Cause(ctx)
 	}
 	says := newWaitLines(t.log, t.order.drvPath)
+	defer says.stop()
 	return t.router.Acquire(ctx, req, says.waiting)
 }
 

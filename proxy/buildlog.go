@@ -43,6 +43,8 @@ type buildLog struct {
 	closed  bool
 	err     error         // of the file; ends the log
 	changed chan struct{} // closed and renewed whenever something above changes
+
+	waits atomic.Uint64 // activities of waiting, see waitID
 }
 
 // newBuildLog makes an empty log whose file, if it needs one, is made in dir.
@@ -113,6 +115,9 @@ func unlinkedTemp(dir string) (*os.File, error) {
 	}
 	return file, nil
 }
+
+// waitID is the id of another activity of waiting. No builder's activity has it.
+func (l *buildLog) waitID() uint64 { return firstWaitID + l.waits.Add(1) }
 
 // finish ends the log: followers read what there is and then stop.
 func (l *buildLog) finish() {

@@ -19,6 +19,10 @@
 // found.go, found_fetch.go takes a path from a builder, found_misses.go remembers what
 // builders lack, and found_valid.go answers about many paths at once.
 //
+// How a builder stands besides being up or down: drain.go is the admin's word, wake.go
+// brings up what sleeps and wake_idle.go puts it to sleep, grace.go is for those that
+// are not up yet.
+//
 // Beside it, bastion.go carries jumps to other hosts, and talk.go answers the
 // questions of people: status, why, check, help.
 //

@@ -24,8 +24,13 @@ func (t *attempt) takeOutputs(ctx context.Context, sess *upstream.Session, resul
 		return nil, fmt.Errorf("take outputs from %s: %w", sess.Builder(), err)
 	}
 	t.left = nil // it is fetch's now
+	copied := t.copied
+	t.copied = nil
 	fetched := make(chan error, 1)
-	t.fetches.Go(func() { t.fetch(sess, arrivals, fetched) })
+	t.fetches.Go(func() {
+		defer copied()
+		t.fetch(sess, arrivals, fetched)
+	})
 	if err := awaitSmall(ctx, fetched, size); err != nil {
 		return nil, fmt.Errorf("take outputs from %s: %w", sess.Builder(), err)
 	}

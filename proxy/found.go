@@ -127,12 +127,13 @@ func (f *finder) bring(ctx context.Context, p *policy.Principal, path nix.StoreP
 	}
 }
 
-// holders are the builders that may serve a domain, list a path and were not found
-// to lack it a moment ago, in the order of the policy.
+// holders are the builders that may serve a domain, list a path, are not asleep and
+// were not found to lack it a moment ago, in the order of the policy. What is drained
+// may still be read.
 func (f *finder) holders(key foundKey) []string {
 	var names []string
 	for _, b := range f.policy.Current().Builders {
-		if slices.Contains(b.Domains, key.domain) && f.pool.Lists(b.Name, key.path) && !f.misses.has(key, b.Name) {
+		if slices.Contains(b.Domains, key.domain) && f.pool.Lists(b.Name, key.path) && !f.pool.Asleep(b.Name) && !f.misses.has(key, b.Name) {
 			names = append(names, b.Name)
 		}
 	}

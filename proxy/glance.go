@@ -32,3 +32,10 @@ func (g *glances) take(r *route.Router) *route.Status {
 	state := g.state
 	return &state
 }
+
+// forget makes the next answer a new one: the asker has just changed something.
+func (g *glances) forget() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.taken = time.Time{}
+}

@@ -53,6 +53,7 @@ type labBuilder struct {
 
 	mu    sync.Mutex // guards what follows
 	conns map[net.Conn]bool
+	dials int // connections so far
 	files map[nix.StorePath]labFile
 	drvs  []string        // what was built, in order of begin
 	modes []nix.BuildMode // of drvs
@@ -117,6 +118,7 @@ func (b *labBuilder) track(conn net.Conn, open bool) {
 	defer b.mu.Unlock()
 	if open {
 		b.conns[conn] = true
+		b.dials++
 	} else {
 		delete(b.conns, conn)
 	}

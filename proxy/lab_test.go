@@ -102,6 +102,9 @@ func newLabOf(t testing.TB, pol labPolicy, builders ...*labBuilder) *lab {
 // start runs a proxy with a policy.
 func (l *lab) start(file, text string) {
 	l.Helper()
+	if !strings.Contains(text, "\nscheduling:") {
+		text += "\nscheduling: {startup_grace: 0s}\n" // what is down is down
+	}
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		l.Fatal(err)
 	}

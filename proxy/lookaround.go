@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"nixbastion/internal/nix"
 	"nixbastion/policy"
 	"nixbastion/proxy/upstream"
 )
@@ -38,7 +39,7 @@ func (t *tries) session(ctx context.Context, builder string) (*upstream.Session,
 			t.lookAround(builder)
 		}
 	})
-	sess, err := t.pool.Get(ctx, builder)
+	sess, err := t.wokenSession(ctx, builder)
 	close(got)
 	if err != nil {
 		select {
@@ -49,6 +50,23 @@ func (t *tries) session(ctx context.Context, builder string) (*upstream.Session,
 	return sess, err
 }
 
+// wokenSession returns a session on a builder, which is woken first if it is asleep.
+func (t *tries) wokenSession(ctx context.Context, builder string) (*upstream.Session, error) {
+	tell := func(line string) { nix.Line(t.log, line) }
+	for again := false; ; again = true {
+		release, err := t.sleepers.need(ctx, builder, tell)
+		if err != nil {
+			return nil, err
+		}
+		sess, err := t.pool.Get(ctx, builder)
+		release()
+		if err == nil || again || !t.sleepers.isAsleep(builder) {
+			return sess, err
+		}
+		// Only this try has shown that it is asleep.
+	}
+}
+
 // lookAround looks at every other builder of the domain.
 func (t *tries) lookAround(instead string) {
 	t.lookAt(slices.DeleteFunc(slices.Clone(t.policy.Current().Builders), func(b policy.Builder) bool {
@@ -56,19 +74,20 @@ func (t *tries) lookAround(instead string) {
 	}))
 }
 
-// lookAt tries to get a session on each of some builders, and gives it back: the
-// pool tells the router which are down. It does so for whatever follows, and ends
-// with the proxy and not with a client.
+// lookAt tries to get a session on each of some builders that are not drained, which
+// is no use of them: the pool tells the router which are down. It does so for whatever
+// follows, and ends with the proxy and not with a client.
 func (b *builds) lookAt(builders []policy.Builder) {
 	ctx, cancel := context.WithTimeout(b.fetchCtx, lookTimeout)
 	defer cancel()
 	var looking errgroup.Group
 	looking.SetLimit(maxAsked)
 	for _, builder := range builders {
+		if b.drained(builder.Name) {
+			continue
+		}
 		looking.Go(func() error {
-			if sess, err := b.pool.Get(ctx, builder.Name); err == nil {
-				sess.Release()
-			}
+			_ = b.pool.Look(ctx, builder.Name) // the pool tells
 			return nil
 		})
 	}

@@ -15,6 +15,7 @@ func (b *builds) requestOf(o *order) route.Request {
 	req.Name, req.System, req.Features, req.Needs = o.drvPath.String(), o.system, o.features, o.needs
 	req.Soft = pol.Scheduling.SoftFeatures
 	req.Alone = slices.ContainsFunc(o.features, func(f string) bool { return slices.Contains(pol.Scheduling.Alone, f) })
+	req.Patience = b.patience(o)
 	req.Job = route.JobName(o.drvPath.Name())
 	req.Inputs = make([]route.Input, len(o.inputs))
 	for i, in := range o.inputs {

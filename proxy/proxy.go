@@ -52,6 +52,9 @@ type Proxy struct {
 	builds  *builds
 	found   *finder
 	signing *signing
+	drains  *drains
+	// sleepers wake builders and put them to sleep.
+	sleepers *sleepers
 
 	learned *learned
 	loads   *loads
@@ -92,8 +95,12 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	p.learned = newLearned(pol.StateDir, p.log)
 	p.router = route.New(route.Options{History: p.learned.load(), StarveAfter: pol.Scheduling.StarveAfter})
 	p.loads = newLoads(p.policy, p.router, p.log)
-	p.pool = upstream.NewPool(upstream.Options{Log: p.log, OnState: p.router.SetUp, ConnectTimeout: connectTimeout, Inventory: inventoryPause,
+	p.pool = upstream.NewPool(upstream.Options{Log: p.log, OnState: p.onState, Sleeps: p.sleeps, ConnectTimeout: connectTimeout, Inventory: inventoryPause,
 		LoadEvery: loadEvery, OnLoad: p.loads.note})
+	if p.drains, err = loadDrains(pol.StateDir, p.router, p.pool, p.log); err != nil {
+		return err
+	}
+	p.sleepers = newSleepers(ctx, p.pool, p.router, p.drains.drained, p.log)
 	p.front, err = NewFront(FrontOptions{
 		HostKeys:        []ssh.Signer{hostKey},
 		HostCertificate: p.hostCertificate,
@@ -120,7 +127,7 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	fetchCtx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.stopFetches = stop
 	p.builds = &builds{
-		router: p.router, pool: p.pool, cache: p.cache, policy: p.policy, logDir: p.tmpDir,
+		router: p.router, pool: p.pool, cache: p.cache, policy: p.policy, logDir: p.tmpDir, sleepers: p.sleepers, drained: p.drains.drained,
 		inflight: newInflight(), differences: newDifferences(p.log), suspects: newSuspects(p.router), proofs: make(chan struct{}, maxProofs), fetchCtx: fetchCtx,
 	}
 	p.found = newFinder(ctx, p.pool, p.cache, p.policy, p.log)
@@ -157,6 +164,7 @@ func (p *Proxy) Reload() error {
 
 // apply brings builders to what the policy says.
 func (p *Proxy) apply(pol *policy.Policy) {
+	p.builds.grace.update(pol.Builders)
 	p.pool.Update(pol.Builders)
 	places := make([]route.Builder, len(pol.Builders))
 	for i, b := range pol.Builders {
@@ -167,8 +175,18 @@ func (p *Proxy) apply(pol *policy.Policy) {
 	}
 	p.router.SetStarveAfter(pol.Scheduling.StarveAfter)
 	p.router.SetBuilders(places)
+	p.drains.apply(pol.Builders)
+	p.sleepers.update(pol.Builders)
 	p.loads.keep(pol.Builders)
 }
+
+// onState hears from the pool when a builder is up or down, and sleeps is asked by it
+// whether one that cannot be reached is asleep.
+func (p *Proxy) onState(builder string, up bool, reason string) {
+	p.sleepers.setUp(builder, up, reason)
+}
+
+func (p *Proxy) sleeps(builder string) bool { return p.sleepers.unreachable(builder) }
 
 // lookAtBuilders learns in the background which builders are there, before
 // anybody needs them: who has none is to be told so, or sent away.
@@ -198,6 +216,7 @@ func (p *Proxy) Shutdown(ctx context.Context) error {
 	p.builds.inflight.cancelAll(errShutdown)
 	p.found.close(errShutdown)
 	p.stopFetches(errShutdown)
+	p.sleepers.close(errShutdown)
 	p.builds.fetches.Wait()
 	p.signing.halt()
 	errs = append(errs, p.pool.Close(ctx), p.cache.Close())

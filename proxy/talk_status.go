@@ -29,13 +29,17 @@ type statusAnswer struct {
 // builderStatus is one builder.
 type builderStatus struct {
 	Name string `json:"name"`
-	// State is "up", "down", "suspended", "overloaded", or "removed" for one that is not in the
-	// policy any more and still builds.
+	// State is "up", "down", "suspended", "overloaded", "drained", "asleep" or "waking"
+	// for one with a wake command, or "removed" for one that is not in the policy any
+	// more and still builds.
 	State string `json:"state"`
 	// Reason is why it is not up, for people. Empty for a key that may not build.
 	Reason string `json:"reason,omitempty"`
 	// Busy of MaxJobs slots are taken, by builds of any domain.
-	Busy              int      `json:"busy"`
+	Busy int `json:"busy"`
+	// Fetching is of how many builds that have ended there the outputs are still on
+	// their way from the builder.
+	Fetching          int      `json:"fetching,omitempty"`
 	MaxJobs           int      `json:"max_jobs"`
 	Systems           []string `json:"systems"`
 	Features          []string `json:"features"`
@@ -73,7 +77,12 @@ func (p *Proxy) status(a *asker, args []string) (answer, error) {
 	}
 	s := newStatus(p.glances.take(p.router), p.policy.Current(), p.version, a, time.Now())
 	for i := range s.Builders {
-		s.Builders[i].DifferingInputs = p.builds.differences.of(s.Builders[i].Name)
+		b := &s.Builders[i]
+		b.DifferingInputs = p.builds.differences.of(b.Name)
+		b.Fetching = p.builds.copies.of(b.Name)
+		if word := p.sleepers.stateOf(b.Name); b.State == "up" && word != "" {
+			b.State = word
+		}
 	}
 	if a.seesReasons() {
 		s.addLoads(p.pool.Load, time.Now())
@@ -142,8 +151,18 @@ func stateOf(b *route.BuilderStatus) string {
 		return "suspended"
 	case strings.HasPrefix(b.Trouble, "overloaded"):
 		return "overloaded"
+	case b.Draining:
+		return "drained"
 	}
 	return "down"
+}
+
+// reasonText is the reason, of a drained builder with what is left to wait for.
+func (b *builderStatus) reasonText() string {
+	if b.State != "drained" {
+		return b.Reason
+	}
+	return b.Reason + "; " + workText(b.Busy, b.Fetching)
 }
 
 func newWaiting(q *route.Queued, now time.Time) waitingStatus {
@@ -166,7 +185,7 @@ func (s *statusAnswer) print(page *page) {
 	page.table(rows)
 	for i := range s.Builders {
 		if b := &s.Builders[i]; b.Reason != "" {
-			page.line("  %s is %s", b.Name, b.Reason)
+			page.line("  %s is %s", b.Name, b.reasonText())
 		}
 	}
 	s.printLoads(page)

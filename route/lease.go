@@ -13,6 +13,7 @@ import (
 type Lease struct {
 	router    *Router
 	place     *place
+	builder   string // its name, which a reload writes anew
 	principal *principal
 	terms     Terms
 
@@ -37,7 +38,7 @@ type Lease struct {
 }
 
 // Builder is the name of the builder.
-func (l *Lease) Builder() string { return l.place.Name }
+func (l *Lease) Builder() string { return l.builder }
 
 // Terms is what the choice of the builder was made of.
 func (l *Lease) Terms() Terms { return l.terms }

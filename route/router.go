@@ -231,7 +231,7 @@ func (r *Router) settle() {
 func (r *Router) grant(w *waiter, p *place, f offer, terms Terms) {
 	owner := w.lane.principal
 	l := &Lease{
-		router: r, place: p, principal: owner, terms: terms,
+		router: r, place: p, builder: p.Name, principal: owner, terms: terms,
 		system: w.lane.system, job: w.req.Job, needs: w.lane.needs, isAlone: w.lane.alone, inputs: w.req.Inputs,
 		seconds: w.seconds, build: f.build, started: r.clock(), end: f.start + f.moves + f.build,
 	}

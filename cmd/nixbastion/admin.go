@@ -25,8 +25,9 @@ import (
 
 // The admin asks on a unix socket, over HTTP, for which every machine has a
 // client: GET /status and GET /why, with a parameter word for each word that
-// follows, --json among them. The answer is text. POST /cache is a command on the
-// store: see cacheRequest and frameKind.
+// follows, --json among them. The answer is text. POST /drain and /undrain change
+// something, with words likewise. POST /cache is a command on the store: see
+// cacheRequest and frameKind.
 
 const (
 	adminSocketMode = 0o660
@@ -44,10 +45,17 @@ const (
 // askFunc answers a question, as [proxy.Proxy.AskAdmin] does.
 type askFunc func(ctx context.Context, words []string) (string, error)
 
+// changeFunc changes something, as [proxy.Proxy.ChangeAdmin] does.
+type changeFunc func(words []string) (string, error)
+
+// changes are the paths of what is changed.
+var changes = []string{"/drain", "/undrain"}
+
 // admin is the socket and who answers on it.
 type admin struct {
 	policy *policy.Live
 	ask    askFunc
+	change changeFunc
 	cache  *cache.Cache
 	log    *slog.Logger
 	server *http.Server
@@ -58,13 +66,13 @@ type admin struct {
 }
 
 // startAdmin answers on the socket of the policy until stop.
-func startAdmin(live *policy.Live, ask askFunc, store *cache.Cache, log *slog.Logger) (*admin, error) {
+func startAdmin(live *policy.Live, ask askFunc, change changeFunc, store *cache.Cache, log *slog.Logger) (*admin, error) {
 	path := live.Current().Admin.Socket
 	listener, err := listenAdmin(path)
 	if err != nil {
 		return nil, fmt.Errorf("listen on the admin's socket %s: %w\nhint: %s", path, err, adminHint(err))
 	}
-	a := &admin{policy: live, ask: ask, cache: store, log: log, served: make(chan error, 1)}
+	a := &admin{policy: live, ask: ask, change: change, cache: store, log: log, served: make(chan error, 1)}
 	a.server = &http.Server{
 		Handler: a, ConnContext: withPeer, MaxHeaderBytes: adminHeaderBytes,
 		ReadTimeout: adminReadTimeout, WriteTimeout: adminWriteTimeout, IdleTimeout: adminReadTimeout,
@@ -211,12 +219,27 @@ func (a *admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.serveCache(w, r, who)
 		return
 	}
+	if r.Method == http.MethodPost && slices.Contains(changes, r.URL.Path) {
+		if !who.mayChange() {
+			log.Warn("admin's command refused")
+			http.Error(w, "this account may look; only root and the proxy's own account may change something", http.StatusForbidden)
+			return
+		}
+		log.Info("admin's command")
+		answer, err := a.change(words)
+		reply(w, answer, err)
+		return
+	}
 	if r.Method != http.MethodGet {
 		http.Error(w, "there is nothing to change here; ask with GET", http.StatusMethodNotAllowed)
 		return
 	}
 	log.Info("admin's question asked")
 	answer, err := a.ask(r.Context(), words)
+	reply(w, answer, err)
+}
+
+func reply(w http.ResponseWriter, answer string, err error) {
 	if err != nil {
 		http.Error(w, err.Error(), statusOf(err))
 		return
@@ -232,13 +255,16 @@ func statusOf(err error) int {
 	return http.StatusUnprocessableEntity
 }
 
+// mayChange is for root and the proxy's own account.
+func (p peer) mayChange() bool { return p.err == nil && (p.uid == 0 || p.uid == os.Geteuid()) }
+
 // mayAsk lets in root, the proxy's own account, and whom the policy names.
 func (a *admin) mayAsk(who peer) bool {
 	switch {
 	case who.err != nil:
 		a.log.Error("admin's socket does not tell who asks", "error", who.err)
 		return false
-	case who.uid == 0 || who.uid == os.Geteuid():
+	case who.mayChange():
 		return true
 	}
 	return slices.ContainsFunc(a.policy.Current().Admin.Users, func(name string) bool {

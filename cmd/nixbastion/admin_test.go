@@ -50,7 +50,7 @@ func openOffice(t *testing.T, section string, ask askFunc) *office {
 	if err := os.MkdirAll(filepath.Dir(o.socket), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if o.admin, err = startAdmin(live, ask, nil, slog.New(slog.NewTextHandler(&o.log, nil))); err != nil {
+	if o.admin, err = startAdmin(live, ask, nil, nil, slog.New(slog.NewTextHandler(&o.log, nil))); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(o.close)
@@ -144,6 +144,12 @@ func TestOnlyTheAdminIsAnswered(t *testing.T) {
 		}
 		if want == 403 && (strings.Count(answer.text, "\n") != 1 || !strings.Contains(answer.text, "admin: {users: [NAME]}")) {
 			t.Errorf("account %d reads %q", uid, answer.text)
+		}
+	}
+	for _, path := range changes { // whom the policy names may look
+		answer, err := getAs(65534, o.socket, http.MethodPost, path+"?word=b1")
+		if err != nil || answer.status != http.StatusForbidden || !strings.Contains(answer.text, "only root") {
+			t.Errorf("POST %s as one who may look: %+v, %v", path, answer, err)
 		}
 	}
 	if answer, err := getAs(0, o.socket, http.MethodPost, "/status"); err != nil || answer.status != http.StatusMethodNotAllowed {

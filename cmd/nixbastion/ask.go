@@ -40,13 +40,23 @@ func (f askFlags) ask(out io.Writer, question string, words ...string) error {
 	if f.JSON {
 		words = append(words, "--json")
 	}
+	return request(out, socket, http.MethodGet, question, words...)
+}
+
+// request puts a question, or has something changed, on a socket and prints the
+// answer.
+func request(out io.Writer, socket, method, question string, words ...string) error {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}
 	defer transport.CloseIdleConnections()
 	client := http.Client{Transport: transport, Timeout: askTimeout}
 	target := url.URL{Scheme: "http", Host: "admin", Path: "/" + question, RawQuery: url.Values{"word": words}.Encode()}
-	answer, err := client.Get(target.String())
+	asked, err := http.NewRequest(method, target.String(), nil)
+	if err != nil {
+		return err
+	}
+	answer, err := client.Do(asked)
 	if err != nil {
 		return fmt.Errorf("ask the proxy on %s: %w\nhint: it must run; another socket is --socket PATH, or --config FILE", socket, cause(err))
 	}

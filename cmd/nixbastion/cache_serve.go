@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"os"
 	"time"
 
 	"nixbastion/cache"
@@ -35,7 +34,7 @@ func (a *admin) serveCache(w http.ResponseWriter, r *http.Request, who peer) {
 		return
 	}
 	log := a.log.With("uid", who.uid, "command", q.Do, "domain", q.Domain, "paths", len(q.Paths))
-	if cacheWork[q.Do].changes && who.uid != 0 && who.uid != os.Geteuid() {
+	if cacheWork[q.Do].changes && !who.mayChange() {
 		log.Warn("admin's command refused")
 		http.Error(w, "this account may look at the store; only root and the proxy's own account may do that", http.StatusForbidden)
 		return

@@ -38,7 +38,7 @@ func (c serveCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	admin, err := startAdmin(live, p.AskAdmin, p.Cache(), log)
+	admin, err := startAdmin(live, p.AskAdmin, p.ChangeAdmin, p.Cache(), log)
 	if err != nil {
 		return errors.Join(err, shutdown(p))
 	}

@@ -1,6 +1,7 @@
 package world
 
 import (
+	"cmp"
 	"encoding/base64"
 	"fmt"
 	"maps"
@@ -37,7 +38,11 @@ type ProxySpec struct {
 	// Signing says how domains sign, by their names. The keys are made on the
 	// proxy's host when a policy first names them.
 	Signing map[string]Signing
-	// Extra are more lines of the policy file, at its top level.
+	// StartupGrace is for how long builds wait for builders that are not up yet; ""
+	// is "0s": what is down is down.
+	StartupGrace string
+	// Extra are more lines of the policy file, at its top level. With scheduling
+	// among them StartupGrace does not count.
 	Extra string
 	// Env is added to the proxy's environment: "GOGC=100".
 	Env []string
@@ -173,12 +178,17 @@ func (s ProxySpec) Policy(bed *testbed.Bed) string {
 	for _, b := range s.Builders {
 		b.write(&y, bed)
 	}
+	if !strings.Contains(s.Extra, "scheduling:") {
+		y.line(0, "scheduling: {startup_grace: %s}", s.startupGrace())
+	}
 	y.line(0, "principals:")
 	for _, p := range s.Principals {
 		p.write(&y)
 	}
 	return y.String() + s.Extra
 }
+
+func (s ProxySpec) startupGrace() string { return cmp.Or(s.StartupGrace, "0s") }
 
 // domains are all that are named, but for the one that is always there.
 func (s ProxySpec) domains() []string {

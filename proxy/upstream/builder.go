@@ -27,6 +27,7 @@ type builder struct {
 	reportedReason string // "" if it was up
 
 	inventory inventory
+	rest      *rest
 
 	mu       sync.Mutex // guards what follows
 	maxJobs  int
@@ -52,9 +53,11 @@ type builder struct {
 func newBuilder(p *Pool, t *target, old *builder) *builder {
 	b := &builder{
 		pool: p, target: t, log: p.opts.Log.With("builder", t.name),
-		maxJobs: t.maxJobs, loadWish: t.load, channels: p.opts.Channels, programs: t.programs(), changed: make(chan struct{}),
+		maxJobs: t.maxJobs, loadWish: t.load, channels: p.opts.Channels, programs: t.programs(), changed: make(chan struct{}), rest: newRest(),
 	}
 	if old != nil {
+		b.rest = old.rest
+		b.load.paused = b.rest.spared()
 		b.reportedDown = old.silence() // the new way is worth a try at once
 	}
 	return b
@@ -238,6 +241,7 @@ func (c *conn) take() {
 func (b *builder) giveBack(c *conn) {
 	b.mu.Lock()
 	c.channels--
+	c.retired = c.retired || b.rest.spared()
 	closeNow := c.retired && c.channels == 0
 	if c.channels == 0 && !closeNow {
 		b.setUnused(c)

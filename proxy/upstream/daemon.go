@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -48,7 +49,7 @@ func (b *builder) get(ctx context.Context) (*daemon, error) {
 // getNew returns a new session unless the builder is left alone, or errIdle.
 func (b *builder) getNew(ctx context.Context) (*daemon, error) {
 	b.mu.Lock()
-	err := b.health.refusal(time.Now())
+	err := cmp.Or(b.asleep(), b.health.refusal(time.Now()))
 	b.mu.Unlock()
 	if err != nil {
 		return nil, err
@@ -209,7 +210,7 @@ func (b *builder) explain(p process, command string, err error) error {
 func (b *builder) warm() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.retired || b.warming || b.latestIdle() != nil || b.inUse() >= b.maxSessions() {
+	if b.retired || b.rest.spared() || b.warming || b.latestIdle() != nil || b.inUse() >= b.maxSessions() {
 		return
 	}
 	b.warming = true
@@ -245,7 +246,7 @@ func (b *builder) park(d *daemon) {
 	d.process.watch(func() { b.spoiled(d) })
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.retired || len(b.idle) >= max(b.maxJobs, 1) || d.process.spoiled() {
+	if b.retired || b.rest.spared() || len(b.idle) >= max(b.maxJobs, 1) || d.process.spoiled() {
 		d.process.Close()
 		return
 	}

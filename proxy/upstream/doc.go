@@ -17,6 +17,9 @@
 // build after the other, and ended when it is too old, holds too much on the
 // builder, or is not exactly between two operations.
 //
+// A builder may be leaving, or asleep (rest.go): then nothing is asked of it that
+// nobody asked for.
+//
 // [Pool.Lists] tells what a builder's store held when it was listed last, which is
 // done in the background (inventory.go).
 //

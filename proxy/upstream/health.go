@@ -52,6 +52,9 @@ func (b *builder) noteOutcome(err error) {
 	if err != nil && !errors.As(err, &fault) {
 		return // the caller's own time was up
 	}
+	if err != nil && fault.Kind == Unreachable && b.fellAsleep() {
+		return
+	}
 	b.mu.Lock()
 	switch now := time.Now(); {
 	case err == nil:
@@ -70,7 +73,7 @@ func (b *builder) noteOutcome(err error) {
 // recover tries whether a builder that is down works again.
 func (b *builder) recover() {
 	b.mu.Lock()
-	due := b.health.down && !b.retired
+	due := b.health.down && !b.retired && !b.rest.spared()
 	b.mu.Unlock()
 	if !due {
 		return

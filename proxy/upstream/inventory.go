@@ -113,7 +113,7 @@ func (b *builder) logList(held holdings, took time.Duration, err error) {
 func (b *builder) beginList() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.inventory.busy || b.retired {
+	if b.inventory.busy || b.retired || b.rest.spared() {
 		return false
 	}
 	b.inventory.busy = true

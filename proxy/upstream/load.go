@@ -127,9 +127,13 @@ func (p *Pool) PauseLoad(name string, paused bool) {
 		return
 	}
 	defer p.running.Done()
+	b.pauseLoad(paused)
+}
+
+func (b *builder) pauseLoad(paused bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.load.paused != paused {
+	if b.load.paused != paused && !b.retired {
 		b.load.paused = paused
 		b.restartLoad()
 	}

@@ -21,6 +21,10 @@ type Options struct {
 	// there is another reason, and when it is up again. A builder counts as up at first. Calls for one
 	// builder come one at a time; they must not call the pool. Nil is allowed.
 	OnState func(builder string, up bool, reason string)
+	// Sleeps is asked when a builder cannot be reached: true says that it is asleep,
+	// which is no fault. It is not reported as down then, and left alone until Reach
+	// or Wake. It must not call the pool. Nil says no.
+	Sleeps func(builder string) bool
 	// Dial opens network connections, and those to sockets (network "unix").
 	// Default with keep-alive where there is a network.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
@@ -90,6 +94,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.OnLoad == nil {
 		o.OnLoad = func(string, Load, error) {}
+	}
+	if o.Sleeps == nil {
+		o.Sleeps = func(string) bool { return false }
 	}
 	if o.Dial == nil {
 		o.Dial = dialNet
@@ -191,16 +198,39 @@ func (p *Pool) exchange(targets []*target) (added, removed []*builder) {
 // if it ended. A builder that failed lately is not tried, and the error comes at
 // once.
 func (p *Pool) Get(ctx context.Context, name string) (*Session, error) {
-	b, err := p.enter(name)
-	if err != nil {
-		return nil, err
+	for {
+		b, err := p.enter(name)
+		if err != nil {
+			return nil, err
+		}
+		s, err := b.session(ctx)
+		p.running.Done()
+		if err == nil || ctx.Err() != nil || !b.isRetired() {
+			return s, err
+		}
+		// Another way leads there meanwhile, or none: the next turn tells.
 	}
-	defer p.running.Done()
+}
+
+// session returns a session for a user.
+func (b *builder) session(ctx context.Context) (*Session, error) {
+	if err := b.rest.enter(); err != nil {
+		return nil, b.target.fault(Unreachable, err)
+	}
 	d, err := b.get(ctx)
 	if err != nil {
+		b.rest.leave()
 		return nil, err
 	}
-	return newSession(d), nil
+	s := newSession(d)
+	s.left = b.rest.leave
+	return s, nil
+}
+
+func (b *builder) isRetired() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.retired
 }
 
 var (

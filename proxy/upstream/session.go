@@ -29,6 +29,8 @@ type Session struct {
 	// received then.
 	waited bool
 	before int64
+	// left ends the use of the builder, see [Pool.Idle]; nil if it does not count.
+	left func()
 }
 
 func newSession(d *daemon) *Session {
@@ -55,6 +57,13 @@ func (s *Session) Release() {
 		return
 	}
 	s.d.builder.park(s.d)
+	s.leave()
+}
+
+func (s *Session) leave() {
+	if s.left != nil {
+		s.left()
+	}
 }
 
 // End ends the session and waits until it was seen that nothing of it runs on
@@ -65,6 +74,7 @@ func (s *Session) End(ctx context.Context) error {
 	if s.over.Swap(true) {
 		return nil
 	}
+	defer s.leave()
 	p := s.d.process
 	p.Close()
 	select {
@@ -85,6 +95,7 @@ func (s *Session) End(ctx context.Context) error {
 func (s *Session) Close() error {
 	if !s.over.Swap(true) {
 		s.d.process.Close()
+		s.leave()
 	}
 	return nil
 }

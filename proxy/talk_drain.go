@@ -1,0 +1,92 @@
+package proxy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// ChangeAdmin carries out what the admin wants changed and says what is so now.
+// Words are "drain BUILDER [REASON]" or "undrain BUILDER". Whoever calls it has made
+// sure that the asker may. The error may be a [UsageError].
+func (p *Proxy) ChangeAdmin(words []string) (string, error) {
+	switch {
+	case (len(words) == 2 || len(words) == 3) && words[0] == "drain":
+		reason := ""
+		if len(words) == 3 {
+			reason = words[2]
+		}
+		return p.drain(words[1], reason)
+	case len(words) == 2 && words[0] == "undrain":
+		return p.undrain(words[1])
+	}
+	return "", usage("there is drain BUILDER [REASON] and undrain BUILDER")
+}
+
+func (p *Proxy) drain(builder, reason string) (string, error) {
+	if err := p.knows(builder); err != nil {
+		return "", err
+	}
+	if err := p.drains.drain(builder, reason); err != nil {
+		return "", err
+	}
+	p.glances.forget()
+	return printable(fmt.Sprintf("builder '%s' is drained; %s\n", builder, workText(p.workOf(builder)))), nil
+}
+
+func (p *Proxy) undrain(builder string) (string, error) {
+	if err := p.knows(builder); err != nil {
+		return "", err
+	}
+	if err := p.drains.undrain(builder); err != nil {
+		return "", err
+	}
+	p.glances.forget()
+	return printable(fmt.Sprintf("builder '%s' is drained no more\n", builder)), nil
+}
+
+// knows refuses a builder that is not in the policy.
+func (p *Proxy) knows(builder string) error {
+	builders := p.policy.Current().Builders
+	names := make([]string, len(builders))
+	for i, b := range builders {
+		names[i] = b.Name
+	}
+	switch {
+	case slices.Contains(names, builder):
+		return nil
+	case len(names) == 0:
+		return usage("there is no builder %s; the policy has none", quoted(builder))
+	}
+	return usage("there is no builder %s; there is %s", quoted(builder), strings.Join(names, ", "))
+}
+
+// workOf is how many builds run on a builder, and of how many that have ended the
+// outputs are still on their way from there.
+func (p *Proxy) workOf(builder string) (builds, copies int) {
+	for _, b := range p.router.Status().Builders {
+		if b.Name == builder {
+			builds = b.Busy
+		}
+	}
+	return builds, p.builds.copies.of(builder)
+}
+
+// workText says it for people.
+func workText(builds, copies int) string {
+	text := "no build runs there"
+	switch builds {
+	case 0:
+	case 1:
+		text = "1 build still runs there"
+	default:
+		text = fmt.Sprintf("%d builds still run there", builds)
+	}
+	switch copies {
+	case 0:
+		return text
+	case 1:
+		return text + ", and the outputs of 1 are being fetched"
+	}
+	return text + fmt.Sprintf(", and the outputs of %d are being fetched", copies)
+}
