@@ -45,6 +45,8 @@ type order struct {
 	log         *slog.Logger
 	// feeder is that of the client who asked first.
 	feeder *feeder
+	// lost reports, once the client has gone, whether it was lost. Nil: it was not.
+	lost func() bool
 }
 
 // key digests everything that makes two orders the same build.
@@ -92,12 +94,12 @@ type builds struct {
 func (b *builds) build(ctx context.Context, o *order, log nix.Logger, offset uint64) (*nix.BuildResult, error) {
 	key := o.key()
 	buildLog := newBuildLog(b.logDir, b.policy.Current().Limits.BuildLog)
-	running, first := b.inflight.join(ctx, key, buildLog, func(ctx context.Context, running *build) (*nix.BuildResult, error) {
+	running, how := b.inflight.join(ctx, key, buildLog, func(ctx context.Context, running *build) (*nix.BuildResult, error) {
 		return b.run(ctx, running, o)
 	})
-	defer b.inflight.leave(key, running)
-	if !first {
-		nix.Line(log, fmt.Sprintf("waiting for '%s', which is being built for somebody else already", o.drvPath))
+	defer b.leave(o, key, running)
+	if text := how.text(); text != "" {
+		nix.Line(log, fmt.Sprintf("waiting for '%s', %s", o.drvPath, text))
 	}
 	return running.wait(ctx, log, offset)
 }

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -143,6 +144,8 @@ func authorizedLine(key ssh.Signer) string {
 type labClient struct {
 	*worker.Client
 	hangUp func()
+	// lost says that a client that has gone never meant to.
+	lost   atomic.Bool
 	served chan error
 }
 
@@ -159,6 +162,7 @@ func (l *lab) clientOn(principal string, near, far net.Conn) *labClient {
 	ctx, cancel := context.WithCancel(l.Context())
 	c := &labClient{hangUp: func() { near.Close() }, served: make(chan error, 1)}
 	s := l.proxy.newSession(l.principal(principal), l.proxy.log)
+	s.lost = c.lost.Load
 	go func() {
 		defer far.Close()
 		defer s.close()
