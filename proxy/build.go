@@ -33,7 +33,7 @@ type order struct {
 	drvPath   nix.StorePath
 	drv       *nix.BasicDerivation
 	mode      nix.BuildMode
-	limits    nix.BuildLimits
+	limits    buildLimits
 	system    string
 	features  []string
 	needs     map[string]int64 // of builders' resources
@@ -143,7 +143,7 @@ func (t *tries) answer(err error) *nix.BuildResult {
 	var remote *nix.RemoteError
 	switch {
 	case errors.As(err, &limit):
-		t.order.log.Info("build ended by a limit of its client", "drv", t.order.drvPath.String(), "limit", limit.text)
+		t.order.log.Info("build ended by a limit", "drv", t.order.drvPath.String(), "limit", limit.text)
 		return nix.Failure(limit.status, "%s", limit.text)
 	case errors.As(err, &store):
 		t.order.log.Error("outputs cannot be stored", "drv", t.order.drvPath.String(), "error", err)
@@ -347,6 +347,7 @@ func (t *tries) buildHere(ctx context.Context, sess *upstream.Session) (*nix.Bui
 	if err != nil {
 		return nil, fmt.Errorf("build on %s: %w", sess.Builder(), err)
 	}
+	t.order.limits.explain(result, sess.Builder())
 	t.order.log.Info(done[t.order.mode], "drv", t.order.drvPath.String(), "builder", sess.Builder(),
 		"status", result.Status.String(), "seconds", time.Since(started).Seconds())
 	return result, nil

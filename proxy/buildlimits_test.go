@@ -19,7 +19,7 @@ func logLine(text string) nix.LogMessage {
 func inWatch(t *testing.T, limits nix.BuildLimits, build func(nix.Logger)) (end *limitError) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		ctx, dog := watch(t.Context(), &order{drvPath: labPath("x.drv"), limits: limits}, nix.Discard)
+		ctx, dog := watch(t.Context(), &order{drvPath: labPath("x.drv"), limits: buildLimits{BuildLimits: limits}}, nix.Discard)
 		build(dog)
 		synctest.Wait()
 		end, _ = context.Cause(ctx).(*limitError)
@@ -62,7 +62,7 @@ func TestBuildsAreEndedByTheLimitsOfTheirClient(t *testing.T) {
 			switch {
 			case tc.text == "" && end != nil:
 				t.Errorf("ended: %+v", end)
-			case tc.text != "" && (end == nil || end.status != tc.status || end.text != prefix+tc.text):
+			case tc.text != "" && (end == nil || end.status != tc.status || end.text != prefix+tc.text+" (a limit of the client)"):
 				t.Errorf("got %+v, want %s: %s", end, tc.status, tc.text)
 			}
 		})

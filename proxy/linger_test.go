@@ -19,7 +19,7 @@ type deserted struct {
 	letGo chan struct{}
 
 	mu    sync.Mutex // guards what follows
-	cause error // of the last end
+	cause error      // of the last end
 	// released counts what was given back of what builds need while nobody waits.
 	released int
 }

@@ -38,7 +38,7 @@ func (t *tries) session(ctx context.Context, builder string) (*upstream.Session,
 			t.lookAround(builder)
 		}
 	})
-	sess, err := t.pool.Get(ctx, builder)
+	sess, err := t.pool.GetWith(ctx, builder, t.order.limits.settings())
 	close(got)
 	if err != nil {
 		select {

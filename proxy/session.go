@@ -258,7 +258,7 @@ func (s *session) order(drvPath nix.StorePath, drv *nix.BasicDerivation, mode ni
 		return nil, nix.Refuse("derivation %s: %v", drvPath, err)
 	}
 	o := &order{
-		principal: s.principal, drvPath: drvPath, drv: drv, mode: mode, limits: s.buildLimits,
+		principal: s.principal, drvPath: drvPath, drv: drv, mode: mode, limits: s.limitsOf(drvPath, system),
 		system: system, features: features, needs: needs, inputs: inputs, log: s.log, feeder: s.feeder, lost: s.lost,
 	}
 	if mode != nix.BuildNormal {
