@@ -59,6 +59,8 @@ type labPolicy struct {
 	keys []string
 	// principals are more of them, by the name of their key.
 	principals map[string]string
+	// extra is more text.
+	extra string
 }
 
 // newLab starts a proxy with builders, in order of names.
@@ -96,7 +98,7 @@ func newLabOf(t testing.TB, pol labPolicy, builders ...*labBuilder) *lab {
 	for name, settings := range pol.principals {
 		fmt.Fprintf(&text, "  - {name: %s, keys: [%s], %s}\n", name, authorizedLine(testKey(name)), settings)
 	}
-	l.start(filepath.Join(dir, "config.yaml"), text.String())
+	l.start(filepath.Join(dir, "config.yaml"), text.String()+pol.extra)
 	return l
 }
 
