@@ -2,93 +2,98 @@ package e2e
 
 import (
 	"testing"
-	"time"
 
 	"nixbastion/internal/testbed"
 	"nixbastion/internal/world"
 )
 
-// A client that is lost finds its build again, with its log from the first line,
-// when it comes back in time. Guards against a laptop that changes its network and
-// has to build all over again.
-func TestALostClientsBuildIsThereWhenItComesBack(t *testing.T) {
-	c := startCouple(t)
-	t.Run("connection reset", c.testResetAndBack)
-	t.Run("link down", c.testCutAndBack)
+// A traveller is a client that reaches the proxy over a relay on its own host, and
+// the one builder behind.
+type traveller struct {
+	proxy           *world.Proxy
+	builder, client *testbed.Host
+	relay           *testbed.Relay
 }
 
-func (c *couple) testResetAndBack(t *testing.T) {
-	machine := c.proxy.Machine(c.key)
-	machine.Store, machine.HostKey = "ssh-ng://anna", hostKeyField(c.proxy)
-	setMachines(t, c.anna, machine)
-	defer setMachines(t, c.anna, c.proxy.Machine(c.key))
-	c.loseAndFind(t, "reset", func() {
-		time.Sleep(2 * time.Second) // a client that is killed resets its connection right after an acknowledgement
-		c.relayToProxy.Reset()
-	}, func() {})
-}
-
-func (c *couple) testCutAndBack(t *testing.T) {
-	c.loseAndFind(t, "cut", func() {
-		if err := c.anna.Cut(); err != nil {
-			t.Fatal(err)
-		}
-	}, func() {
-		if err := c.anna.Restore(); err != nil {
-			t.Fatal(err)
-		}
-	})
-}
-
-func (c *couple) loseAndFind(t *testing.T, name string, lose, restore func()) {
-	found := gated(name)
-	mark := c.proxy.Mark()
-	first, log := startWatched(t, c.anna, found)
-	awaitText(t, c.anna, log, "before the gate")
-	lose()
-	waitLine(t, c.proxy, mark, world.Message("client was lost; its build goes on"))
-	first.kill()
-	restore()
-	again, log := startWatched(t, c.anna, found)
-	awaitText(t, c.anna, log, "before the gate")
-	awaitText(t, c.anna, log, "whose build went on when its client was lost")
-	openGate(t, c.builder, name)
-	again.mustSucceed(t)
-	if n := timesRun(t, c.builder, name); n != 1 {
-		t.Errorf("it was built %d times", n)
-	}
-}
-
-// A build of a lost client that nobody asks for again ends in its time, and its slot
-// is free. Guards against builds that run on for nobody.
-func TestALostClientsBuildEndsInTime(t *testing.T) {
+func startTraveller(t *testing.T, linger string) *traveller {
+	t.Helper()
 	bed := testbed.ForTest(t)
 	key := bed.UserKey("alice")
 	hosts := bed.MustStart(t,
 		testbed.HostSpec{Name: "builder", Kind: testbed.Builder},
 		testbed.HostSpec{Name: "anna", Kind: testbed.Client, Keys: []testbed.Key{key}})
-	builder, anna := hosts[0], hosts[1]
-	proxy := startProxy(t, bed, world.ProxySpec{
-		Builders:   []world.Builder{{Host: builder}},
+	w := &traveller{builder: hosts[0], client: hosts[1]}
+	w.proxy = startProxy(t, bed, world.ProxySpec{
+		Builders:   []world.Builder{{Host: w.builder}},
 		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},
-		Extra:      "scheduling: {linger: 5s}\n",
+		Extra:      "scheduling: {linger: " + linger + "}\n",
 	})
-	relay, err := anna.Relay(testbed.RelaySpec{Port: 22, Target: "proxy:22"})
-	if err != nil {
+	var err error
+	if w.relay, err = w.client.Relay(testbed.RelaySpec{Port: 22, Target: "proxy:22"}); err != nil {
 		t.Fatal(err)
 	}
-	machine := proxy.Machine(key)
-	machine.Store, machine.HostKey = "ssh-ng://anna", hostKeyField(proxy)
-	setMachines(t, anna, machine)
-	mark := proxy.Mark()
-	run, log := startWatched(t, anna, gated("left"))
-	awaitText(t, anna, log, "before the gate")
-	time.Sleep(2 * time.Second) // see above
-	relay.Reset()
-	waitLine(t, proxy, mark, world.Message("client was lost; its build goes on"))
-	run.mustFail(t)
-	if n := runningBuilds(t, builder); n != 1 {
-		t.Errorf("%d builds run at once after the loss", n)
+	machine := w.proxy.Machine(key)
+	machine.Store, machine.HostKey = "ssh-ng://anna", hostKeyField(w.proxy)
+	setMachines(t, w.client, machine)
+	return w
+}
+
+// lose begins a build whose client is then lost, and returns what the client runs.
+func (w *traveller) lose(t *testing.T, d testbed.Derivation, how func()) *running {
+	t.Helper()
+	mark := w.proxy.Mark()
+	run, log := startWatched(t, w.client, d)
+	awaitText(t, w.client, log, "before the gate")
+	how()
+	waitLine(t, w.proxy, mark, world.Message("client was lost; its build goes on"))
+	return run
+}
+
+// A client that is lost finds its build, with its log from the first line on, when it
+// comes back in time. Guards against a laptop that changes its network and has to build
+// all over again.
+func TestALostClientsBuildIsThereWhenItComesBack(t *testing.T) {
+	w := startTraveller(t, "1m")
+	t.Run("connection reset", func(t *testing.T) {
+		d := gated("reset")
+		w.lose(t, d, func() { w.relay.Reset() }).mustFail(t)
+		w.find(t, d)
+	})
+	t.Run("link down", func(t *testing.T) {
+		d := gated("cut")
+		run := w.lose(t, d, func() { cable(t, w.client.Cut) })
+		run.kill()
+		cable(t, w.client.Restore)
+		w.find(t, d)
+	})
+}
+
+func cable(t *testing.T, set func() error) {
+	t.Helper()
+	if err := set(); err != nil {
+		t.Fatal(err)
 	}
-	awaitBuilds(t, builder, 0, patience)
+}
+
+func (w *traveller) find(t *testing.T, d testbed.Derivation) {
+	t.Helper()
+	run, log := startWatched(t, w.client, d)
+	awaitText(t, w.client, log, "before the gate")
+	awaitText(t, w.client, log, "whose build went on when its client was lost")
+	openGate(t, w.builder, d.Name)
+	run.mustSucceed(t)
+	if n := timesRun(t, w.builder, d.Name); n != 1 {
+		t.Errorf("it was built %d times", n)
+	}
+}
+
+// The build of a lost client that nobody asks for again ends in its time. Guards
+// against builds that run on for nobody and keep the slot.
+func TestALostClientsBuildEndsInTime(t *testing.T) {
+	w := startTraveller(t, "5s")
+	w.lose(t, gated("left"), func() { w.relay.Reset() }).mustFail(t)
+	if n := runningBuilds(t, w.builder); n != 1 {
+		t.Errorf("%d builds run after the loss", n)
+	}
+	awaitBuilds(t, w.builder, 0, patience)
 }

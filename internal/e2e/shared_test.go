@@ -85,7 +85,7 @@ func TestBuildsBelongToThoseWhoWait(t *testing.T) {
 	t.Run("two clients share one build", c.testShared)
 	t.Run("a build goes on while somebody waits", c.testOneLeaves)
 	t.Run("killed client", c.testKilled)
-	t.Run("interrupted client", c.testInterrupted)
+	t.Run("reset connection", c.testReset)
 	t.Run("closed channel", c.testClosedChannel)
 }
 
@@ -150,22 +150,16 @@ func (c *couple) testKilled(t *testing.T) {
 	c.wantBuildToEnd(t, "client killed")
 }
 
-// Ctrl-C, however much the build prints: Nix kills its ssh with what it has not read.
-// Guards against a reset of the connection by the client's kernel being taken for a
-// loss, which would keep the build.
-func (c *couple) testInterrupted(t *testing.T) {
-	for name, script := range map[string]string{
-		"quiet": "sleep 300", "loud": "while :; do echo this line is one of very many >&2; done",
-	} {
-		for _, client := range []*testbed.Host{c.anna, c.ben} {
-			name := name + "-" + client.Name()
-			run, _ := startWatched(t, client, testbed.Derivation{Name: name, Script: script})
-			awaitBuilds(t, c.builder, 1, patience)
-			client.MustShell(t, "pkill -INT -f nix-build")
-			c.wantBuildToEnd(t, name)
-			run.mustFail(t)
-		}
-	}
+func (c *couple) testReset(t *testing.T) {
+	machine := c.proxy.Machine(c.key)
+	machine.Store, machine.HostKey = "ssh-ng://anna", hostKeyField(c.proxy)
+	setMachines(t, c.anna, machine)
+	defer setMachines(t, c.anna, c.proxy.Machine(c.key))
+	run, log := startWatched(t, c.anna, gated("reset"))
+	awaitText(t, c.anna, log, "before the gate")
+	c.relayToProxy.Reset()
+	c.wantBuildToEnd(t, "connection reset")
+	run.mustFail(t)
 }
 
 // With a shared ControlMaster a client that goes leaves its connection behind,
