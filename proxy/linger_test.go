@@ -213,3 +213,22 @@ func TestWhatALostClientHadBuiltIsKept(t *testing.T) {
 		t.Errorf("it was built %d times", n)
 	}
 }
+
+// Guards against a place in the queue that is held for a client who has left.
+func TestWhoLeavesHoldsNothing(t *testing.T) {
+	b1 := newLabBuilder("b1")
+	release := make(chan struct{})
+	b1.build = func(ctx context.Context, b *labBuilder, log nix.Logger, drv *nix.BasicDerivation) (*nix.BuildResult, error) {
+		<-release
+		return makeOutputs(ctx, b, log, drv)
+	}
+	l := newLab(t, b1)
+	defer close(release)
+	go l.client("alice").build(t.Context(), nix.Discard, "first")
+	eventually(t, "the first build runs", func() bool { return len(b1.built()) == 1 })
+	bob := l.client("bob")
+	go bob.build(t.Context(), nix.Discard, "second")
+	eventually(t, "the second waits", func() bool { return len(l.proxy.router.Status().Queue) == 1 })
+	bob.hangUp()
+	eventually(t, "the queue is empty", func() bool { return len(l.proxy.router.Status().Queue) == 0 })
+}

@@ -31,17 +31,18 @@ type ruled struct {
 
 func (r *ruled) name() string { return strings.Join([]string{word(r.nix), r.account, r.protocol}, "-") }
 
-// startRuled starts a proxy with a builder of each kind. The root account has the store
+// startRuled starts a proxy with a builder of each kind for each version. The root account has the store
 // to itself, the other one stands before the machine's daemon.
-func startRuled(t *testing.T) (*world.Proxy, []*ruled) {
+func startRuled(t *testing.T, versions ...string) (*world.Proxy, []*ruled) {
 	t.Helper()
 	bed := testbed.ForTest(t)
 	key := bed.UserKey("alice")
 	spec := world.ProxySpec{Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}}, Extra: limitRules}
 	var all []*ruled
 	var clients []*testbed.Host
+	clientVersions := []string{testbed.Nix226, testbed.Nix234, testbed.Nix28}
 	for i, v := range versions {
-		client := bed.MustStart(t, testbed.HostSpec{Name: "client-" + word(v), Kind: testbed.Client, Nix: versions[(i+1)%len(versions)], Keys: []testbed.Key{key}})[0]
+		client := bed.MustStart(t, testbed.HostSpec{Name: "client-" + word(v), Kind: testbed.Client, Nix: clientVersions[i%len(clientVersions)], Keys: []testbed.Key{key}})[0]
 		clients = append(clients, client)
 		for _, r := range []ruled{
 			{account: testbed.TrustedAccount, protocol: "ssh-ng"}, {account: "root", protocol: "ssh-ng"}, {account: testbed.TrustedAccount, protocol: "ssh"},
@@ -69,7 +70,7 @@ func startRuled(t *testing.T) (*world.Proxy, []*ruled) {
 // than a program in front of the builder's daemon, and against those that stay for
 // whoever comes next.
 func TestThePolicyBoundsBuilds(t *testing.T) {
-	proxy, all := startRuled(t)
+	proxy, all := startRuled(t, versions...)
 	for _, r := range all {
 		t.Run(r.name(), func(t *testing.T) {
 			for _, b := range []struct {
@@ -109,11 +110,8 @@ func (r *ruled) testLimits(t *testing.T, proxy *world.Proxy) {
 // to end the build any more. Guards against builds that nothing bounds once the
 // connection is gone.
 func TestABuilderKeepsThePolicysLimitsItself(t *testing.T) {
-	proxy, all := startRuled(t)
+	proxy, all := startRuled(t, testbed.Nix234)
 	for _, r := range all {
-		if r.nix != testbed.Nix234 {
-			continue
-		}
 		d := testbed.Derivation{Name: "slow-alone-" + r.name(), RequiredFeatures: []string{r.name()}, Script: "while :; do echo still at it >&2; sleep 0.5; done"}
 		run, _ := startWatched(t, r.client, d)
 		awaitBuilds(t, r.host, 1, patience)
