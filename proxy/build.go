@@ -32,7 +32,7 @@ type order struct {
 	drvPath   nix.StorePath
 	drv       *nix.BasicDerivation
 	mode      nix.BuildMode
-	limits    nix.BuildLimits
+	limits    buildLimits
 	system    string
 	features  []string
 	needs     map[string]int64 // of builders' resources
@@ -44,6 +44,8 @@ type order struct {
 	log         *slog.Logger
 	// feeder is that of the client who asked first.
 	feeder *feeder
+	// lost reports, once the client has gone, whether it was lost. Nil: it was not.
+	lost func() bool
 }
 
 // key digests everything that makes two orders the same build.
@@ -96,12 +98,12 @@ type builds struct {
 func (b *builds) build(ctx context.Context, o *order, log nix.Logger, offset uint64) (*nix.BuildResult, error) {
 	key := o.key()
 	buildLog := newBuildLog(b.logDir, b.policy.Current().Limits.BuildLog)
-	running, first := b.inflight.join(ctx, key, buildLog, func(ctx context.Context, running *build) (*nix.BuildResult, error) {
+	running, how := b.inflight.join(ctx, key, buildLog, func(ctx context.Context, running *build) (*nix.BuildResult, error) {
 		return b.run(ctx, running, o)
 	})
-	defer b.inflight.leave(key, running)
-	if !first {
-		nix.Line(log, fmt.Sprintf("waiting for '%s', which is being built for somebody else already", o.drvPath))
+	defer b.leave(o, key, running)
+	if text := how.text(); text != "" {
+		nix.Line(log, fmt.Sprintf("waiting for '%s', %s", o.drvPath, text))
 	}
 	return running.wait(ctx, log, offset)
 }
@@ -125,7 +127,7 @@ func (t *tries) answer(err error) *nix.BuildResult {
 	var input *inputError
 	switch {
 	case errors.As(err, &limit):
-		t.order.log.Info("build ended by a limit of its client", "drv", t.order.drvPath.String(), "limit", limit.text)
+		t.order.log.Info("build ended by a limit", "drv", t.order.drvPath.String(), "limit", limit.text)
 		return nix.Failure(limit.status, "%s", limit.text)
 	case errors.As(err, &store):
 		t.order.log.Error("outputs cannot be stored", "drv", t.order.drvPath.String(), "error", err)
@@ -223,6 +225,7 @@ func (t *attempt) buildHere(ctx context.Context, sess *upstream.Session) (*nix.B
 	if err != nil {
 		return nil, fmt.Errorf("build on %s: %w", sess.Builder(), err)
 	}
+	t.order.limits.explain(result, sess.Builder())
 	t.order.log.Info(done[t.order.mode], "drv", t.order.drvPath.String(), "builder", sess.Builder(),
 		"status", result.Status.String(), "seconds", time.Since(started).Seconds())
 	return result, nil

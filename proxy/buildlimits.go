@@ -1,98 +1,116 @@
 package proxy
 
 import (
-	"context"
 	"fmt"
-	"sync/atomic"
+	"regexp"
+	"strings"
 	"time"
 
 	"nixbastion/internal/nix"
+	"nixbastion/proxy/upstream"
 )
 
 // SetBuildLimits bounds the builds that follow as the client asks. The proxy
 // keeps the limits itself: most builders could not, see [watchdog].
 func (s *session) SetBuildLimits(limits nix.BuildLimits) { s.buildLimits = limits }
 
-// limitError ends a build that exceeded one of its limits. It is an answer: no
-// other builder is tried.
-type limitError struct {
-	status nix.BuildStatus
-	text   string
+// buildLimits bound a build: of what its client asks and what the policy sets, the
+// stricter counts. Builds are shared only under equal ones: nobody gets the end of
+// somebody else's.
+type buildLimits struct {
+	nix.BuildLimits
+	// cores is how many the build is told to use, 0 for what its builder says.
+	cores int
+	// policy is what of it is in the policy, which builders are told, too: not what
+	// clients ask, which can be anything.
+	policy nix.BuildLimits
 }
 
-func (e *limitError) Error() string { return e.text }
-
-// watchdog keeps one attempt at a build within the limits of its client, over
-// either protocol: a nix-store --serve that is a client of a daemon forgets those
-// that it is sent, and a daemon is not told of them. It stands in the way of the
-// builder's log messages and ends the context of the build, in Nix's own words.
-type watchdog struct {
-	limits  nix.BuildLimits
-	drvPath nix.StorePath
-	to      nix.Logger
-	end     context.CancelCauseFunc
-
-	silence, deadline *time.Timer // nil without that limit
-	logged            atomic.Uint64
+// limitsOf returns the limits of a build of the session's client.
+func (s *session) limitsOf(drvPath nix.StorePath, system string) buildLimits {
+	rules := s.policy().LimitsOf(s.principal.Name, system, drvPath.DrvName())
+	l := buildLimits{cores: rules.Cores, policy: nix.BuildLimits{
+		MaxSilent: rules.MaxSilent, Timeout: rules.Timeout, MaxLogSize: uint64(max(rules.MaxLogSize, 0)),
+	}}
+	l.MaxSilent = stricter(s.buildLimits.MaxSilent, l.policy.MaxSilent)
+	l.Timeout = stricter(s.buildLimits.Timeout, l.policy.Timeout)
+	l.MaxLogSize = stricter(s.buildLimits.MaxLogSize, l.policy.MaxLogSize)
+	return l
 }
 
-// watch begins when the builder is asked to build, so that the wait for a builder
-// and the way of the inputs do not count. Stop it.
-func watch(ctx context.Context, o *order, to nix.Logger) (context.Context, *watchdog) {
-	ctx, end := context.WithCancelCause(ctx)
-	w := &watchdog{limits: o.limits, drvPath: o.drvPath, to: to, end: end}
-	if w.limits.MaxSilent > 0 {
-		w.silence = time.AfterFunc(w.limits.MaxSilent, func() {
-			w.exceed(nix.StatusTimedOut, "timed out after %g seconds of silence", w.limits.MaxSilent.Seconds())
-		})
+// stricter is the smaller of two limits, of which 0 is none.
+func stricter[T time.Duration | uint64](a, b T) T {
+	if a == 0 || b == 0 {
+		return a + b
 	}
-	if w.limits.Timeout > 0 {
-		w.deadline = time.AfterFunc(w.limits.Timeout, func() {
-			w.exceed(nix.StatusTimedOut, "timed out after %g seconds", w.limits.Timeout.Seconds())
-		})
+	return min(a, b)
+}
+
+// settings are what the builder of a build is told. It keeps the limits of the policy
+// by itself when we cannot end the build any more.
+func (l buildLimits) settings() upstream.Settings {
+	return upstream.Settings{MaxSilent: l.policy.MaxSilent, Timeout: l.policy.Timeout, MaxLogSize: l.policy.MaxLogSize, Cores: l.cores}
+}
+
+// exceeded is one way to break a limit: its status, how Nix says it, and whether the
+// policy says it, in which setting.
+type exceeded struct {
+	status   nix.BuildStatus
+	words    string
+	byPolicy bool
+	setting  string
+}
+
+// Limits by their place in all.
+const (
+	silence = iota
+	deadline
+	logSize
+	kindsOfLimits
+)
+
+// all are the limits that there are. A zero one has no words.
+func (l buildLimits) all() [kindsOfLimits]exceeded {
+	var all [kindsOfLimits]exceeded
+	if l.MaxSilent > 0 {
+		all[silence] = exceeded{nix.StatusTimedOut, fmt.Sprintf("timed out after %g seconds of silence", l.MaxSilent.Seconds()),
+			l.MaxSilent == l.policy.MaxSilent, "max_silent"}
 	}
-	return ctx, w
+	if l.Timeout > 0 {
+		all[deadline] = exceeded{nix.StatusTimedOut, fmt.Sprintf("timed out after %g seconds", l.Timeout.Seconds()),
+			l.Timeout == l.policy.Timeout, "timeout"}
+	}
+	if l.MaxLogSize > 0 {
+		all[logSize] = exceeded{nix.StatusLogLimitExceeded, fmt.Sprintf("killed after writing more than %d bytes of log output", l.MaxLogSize),
+			l.MaxLogSize == l.policy.MaxLogSize, "max_log_size"}
+	}
+	return all
 }
 
-func (w *watchdog) exceed(status nix.BuildStatus, format string, args ...any) {
-	w.end(&limitError{status, fmt.Sprintf("building of '%s' ", w.drvPath) + fmt.Sprintf(format, args...)})
+// whose says who set the limit.
+func (e exceeded) whose() string {
+	if e.byPolicy {
+		return fmt.Sprintf("%s of build_limits in the proxy's policy", e.setting)
+	}
+	return "a limit of the client"
 }
 
-// stop ends the watch. Its context is of no use afterwards.
-func (w *watchdog) stop() {
-	for _, timer := range []*time.Timer{w.silence, w.deadline} {
-		if timer != nil {
-			timer.Stop()
+// explain says of a build that was ended by its builder for a limit whose that was.
+func (l buildLimits) explain(result *nix.BuildResult, builder string) {
+	if result.Status != nix.StatusTimedOut && result.Status != nix.StatusLogLimitExceeded {
+		return
+	}
+	whose := fmt.Sprintf("a limit of builder '%s' itself", builder)
+	said, _, _ := strings.Cut(plainText(result.ErrorMsg), "\n")
+	for _, e := range l.all() {
+		if e.words != "" && strings.HasSuffix(strings.TrimSpace(said), e.words) {
+			whose = e.whose()
 		}
 	}
-	w.end(nil)
+	result.ErrorMsg += " (" + whose + ")"
 }
 
-// Log counts what the builder prints and hands it on.
-func (w *watchdog) Log(m nix.LogMessage) {
-	if n := printed(m); n > 0 {
-		w.count(n)
-	}
-	w.to.Log(m)
-}
+var terminalColours = regexp.MustCompile("\x1b\\[[0-9;]*m")
 
-func (w *watchdog) count(n uint64) {
-	if w.silence != nil {
-		w.silence.Reset(w.limits.MaxSilent)
-	}
-	if limit := w.limits.MaxLogSize; w.logged.Add(n) > limit && limit > 0 {
-		w.exceed(nix.StatusLogLimitExceeded, "killed after writing more than %d bytes of log output", limit)
-	}
-}
-
-// printed is how many bytes of a build's own output a message stands for.
-func printed(m nix.LogMessage) uint64 {
-	switch {
-	case m.Kind == nix.LogText:
-		return uint64(len(m.Text))
-	case m.Kind != nix.LogResult || len(m.Fields) == 0:
-	case m.Type == nix.ResultBuildLogLine || m.Type == nix.ResultPostBuildLogLine || m.Type == nix.ResultSetPhase:
-		return uint64(len(m.Fields[0].Text)) + 1 // the newline
-	}
-	return 0
-}
+// plainText is what a daemon says without the colours that it puts in.
+func plainText(text string) string { return terminalColours.ReplaceAllString(text, "") }

@@ -2,12 +2,14 @@ package proxy
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"nixbastion/internal/nix"
+	"nixbastion/proxy/upstream"
 )
 
 func logLine(text string) nix.LogMessage {
@@ -19,7 +21,7 @@ func logLine(text string) nix.LogMessage {
 func inWatch(t *testing.T, limits nix.BuildLimits, build func(nix.Logger)) (end *limitError) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		ctx, dog := watch(t.Context(), &order{drvPath: labPath("x.drv"), limits: limits}, nix.Discard)
+		ctx, dog := watch(t.Context(), &order{drvPath: labPath("x.drv"), limits: buildLimits{BuildLimits: limits}}, nix.Discard)
 		build(dog)
 		synctest.Wait()
 		end, _ = context.Cause(ctx).(*limitError)
@@ -62,7 +64,7 @@ func TestBuildsAreEndedByTheLimitsOfTheirClient(t *testing.T) {
 			switch {
 			case tc.text == "" && end != nil:
 				t.Errorf("ended: %+v", end)
-			case tc.text != "" && (end == nil || end.status != tc.status || end.text != prefix+tc.text):
+			case tc.text != "" && (end == nil || end.status != tc.status || end.text != prefix+tc.text+" (a limit of the client)"):
 				t.Errorf("got %+v, want %s: %s", end, tc.status, tc.text)
 			}
 		})
@@ -100,4 +102,82 @@ func TestALimitEndsTheBuildOnItsBuilder(t *testing.T) {
 		t.Errorf("%d builds were begun", n)
 	}
 	patient.hangUp()
+}
+
+// Guards against a client who asks for more than the policy allows, and against one
+// who asks for less and does not get it.
+func TestTheStricterLimitCounts(t *testing.T) {
+	l := newLabOf(t, labPolicy{extra: "build_limits:\n  - {principal: alice, max_silent: 1m, timeout: 1h, max_log_size: 1KiB, cores: 3}\n"})
+	s := l.proxy.newSession(l.principal("alice"), l.proxy.log)
+	defer s.close()
+	s.SetBuildLimits(nix.BuildLimits{MaxSilent: 30 * time.Second, Timeout: 2 * time.Hour})
+	got := s.limitsOf(labPath("x.drv"), "x86_64-linux")
+	if want := (nix.BuildLimits{MaxSilent: 30 * time.Second, Timeout: time.Hour, MaxLogSize: 1024}); got.BuildLimits != want || got.cores != 3 {
+		t.Errorf("got %+v, want %+v and 3 cores", got, want)
+	}
+	// What clients ask for is nothing that sessions are kept for.
+	if want := (upstream.Settings{MaxSilent: time.Minute, Timeout: time.Hour, MaxLogSize: 1024, Cores: 3}); got.settings() != want {
+		t.Errorf("builders are told %+v, want %+v", got.settings(), want)
+	}
+	all := got.all()
+	for kind, want := range [...]string{silence: "a limit of the client", deadline: "timeout of build_limits in the proxy's policy", logSize: "max_log_size of build_limits in the proxy's policy"} {
+		if got := all[kind].whose(); got != want {
+			t.Errorf("limit %d is %q, want %q", kind, got, want)
+		}
+	}
+}
+
+// Guards against a user who looks for a limit where it is not.
+func TestWhoseLimitABuilderKeptIsSaid(t *testing.T) {
+	limits := buildLimits{BuildLimits: nix.BuildLimits{MaxSilent: 2 * time.Second, Timeout: time.Minute}, policy: nix.BuildLimits{Timeout: time.Minute}}
+	for text, want := range map[string]string{
+		"building of '\x1b[35;1m/nix/store/x.drv\x1b[0m' timed out after \x1b[35;1m60\x1b[0m seconds": "(timeout of build_limits in the proxy's policy)",
+		"building of 'x' timed out after 2 seconds of silence":                                        "(a limit of the client)",
+		"building of 'x' timed out after 2 seconds":                                                   "(a limit of builder 'b1' itself)",
+		"building of 'x' timed out after 160 seconds of silence":                                      "(a limit of builder 'b1' itself)",
+	} {
+		result := nix.Failure(nix.StatusTimedOut, "%s", text)
+		limits.explain(result, "b1")
+		if !strings.HasSuffix(result.ErrorMsg, text+" "+want) {
+			t.Errorf("%q, want %q", result.ErrorMsg, want)
+		}
+	}
+	result := nix.Failure(nix.StatusPermanentFailure, "failed")
+	if limits.explain(result, "b1"); result.ErrorMsg != "failed" {
+		t.Errorf("another failure became %q", result.ErrorMsg)
+	}
+}
+
+// Guards against limits of the policy that nobody keeps, that reach no builder, that
+// are tried elsewhere, and that are put on other principals' builds, which share
+// nothing with those under limits.
+func TestThePolicysLimitsAreKeptAndTold(t *testing.T) {
+	b1, b2 := newLabBuilder("b1"), newLabBuilder("b2")
+	for _, b := range []*labBuilder{b1, b2} {
+		b.maxJobs = 2
+		b.build = func(ctx context.Context, b *labBuilder, log nix.Logger, drv *nix.BasicDerivation) (*nix.BuildResult, error) {
+			log.Log(nix.LogMessage{Kind: nix.LogStartActivity, ID: 1, Type: nix.ActivityBuild})
+			log.Log(logLine(strings.Repeat("x", 2000)))
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+	}
+	l := newLabOf(t, labPolicy{extra: "build_limits:\n  - {principal: alice, name: \"end*\", max_log_size: 1KiB, cores: 3}\n"}, b1, b2)
+	free := l.client("bob")
+	go free.build(t.Context(), nix.Discard, "endless")
+	eventually(t, "the one without limits runs", func() bool { return len(b1.built())+len(b2.built()) == 1 })
+	result, err := l.client("alice").build(t.Context(), nix.Discard, "endless")
+	if err != nil || result.Status != nix.StatusLogLimitExceeded ||
+		!strings.HasSuffix(result.ErrorMsg, "more than 1024 bytes of log output (max_log_size of build_limits in the proxy's policy)") {
+		t.Errorf("result %+v, %v", result, err)
+	}
+	eventually(t, "the builder was told", func() bool { return b1.endedBuilds()+b2.endedBuilds() == 1 })
+	if n := len(b1.built()) + len(b2.built()); n != 2 {
+		t.Errorf("%d builds were begun", n)
+	}
+	commands := append(b1.executed(), b2.executed()...)
+	if !slices.Contains(commands, "nix-daemon --stdio --option cores 3 --option max-build-log-size 1024") {
+		t.Errorf("builders ran %q", commands)
+	}
+	free.hangUp()
 }

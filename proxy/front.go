@@ -87,6 +87,10 @@ type Exec struct {
 	// Stopping is closed when the front begins to shut down: finish what runs,
 	// begin nothing new.
 	Stopping <-chan struct{}
+	// Lost reports, once Stdin or the context has ended, whether that is since the
+	// client was lost: it fell silent, or its connection was reset. One that closes
+	// its connection, or is killed, is not. Nil says that nobody is ever lost.
+	Lost func() bool
 }
 
 // FrontOptions are what a Front needs.

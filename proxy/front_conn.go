@@ -67,7 +67,8 @@ type frontConn struct {
 	jumping  int        // jumps
 	refusing int        // channels whose refusal is being written
 	opens    rate
-	why      string // why we closed it; the first reason stays
+	why      string // why it ended, if not by the peer's will; the first reason stays
+	vanished bool   // the reason is that the peer was lost, see front_lost.go
 }
 
 func newFrontConn(ctx context.Context, f *Front, conn net.Conn) *frontConn {
@@ -124,8 +125,9 @@ func (c *frontConn) send(p []byte) (int, error) {
 	c.Conn.SetWriteDeadline(time.Now().Add(limit))
 	n, err := c.Conn.Write(p)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		c.abort(stalled(limit))
+		c.lose(stalled(limit))
 	}
+	c.noteLoss(err)
 	return n, err
 }
 
@@ -184,6 +186,7 @@ const quickReads = 64
 
 func (c *frontConn) receive(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
+	c.noteLoss(err)
 	c.gate.pass()
 	received := c.received.Add(int64(n))
 	if !c.loggedIn.Load() && received > c.front.limits.LoginBytes {
@@ -206,7 +209,7 @@ func (c *frontConn) abort(reason string) {
 	c.Conn.Close()
 }
 
-// reason is why we closed the connection, "" if it was the peer.
+// reason is why the connection ended, "" if it was the peer who closed it.
 func (c *frontConn) reason() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

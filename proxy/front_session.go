@@ -246,14 +246,14 @@ func (s *frontSession) exec(ctx context.Context, command string) (status int) {
 	return s.conn.front.exec(ctx, &Exec{
 		Identity: s.who, Command: command, Env: s.env, Terminal: s.terminal,
 		Stdin: s.channel, Stdout: stdout, Stderr: stderr,
-		Stopping: s.conn.front.stopping,
+		Stopping: s.conn.front.stopping, Lost: s.conn.lost,
 	})
 }
 
 func (s *frontSession) steady(w io.Writer) *steadyWriter {
 	limit := s.conn.front.limits.WriteStall
 	return &steadyWriter{w: w, limit: limit, stall: func() {
-		s.conn.abort(stalled(limit))
+		s.conn.lose(stalled(limit))
 	}}
 }
 

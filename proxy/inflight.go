@@ -12,19 +12,23 @@ import (
 var errNobodyWaits = errors.New("no client waits for this build any more")
 
 // buildKey tells equal builds: the same derivation, whole, from inputs with the
-// same bytes, in the same domain.
+// same bytes, in the same domain, under the same limits.
 type buildKey [32]byte
 
 // inflight is the table of builds that run. A build belongs to the proxy, not to
 // the client that asked first: equal requests attach to it, and it ends early
-// only when nobody waits any more.
+// only when nobody waits any more, which lingering (linger.go) can put off.
 type inflight struct {
 	mu      sync.Mutex
 	running map[buildKey]*build
-	wg      sync.WaitGroup
+	// lingering counts, by principal, the builds that go on for nobody.
+	lingering map[string]int
+	wg        sync.WaitGroup
 }
 
-func newInflight() *inflight { return &inflight{running: map[buildKey]*build{}} }
+func newInflight() *inflight {
+	return &inflight{running: map[buildKey]*build{}, lingering: map[string]int{}}
+}
 
 // build is one derivation on its way through a builder.
 type build struct {
@@ -35,35 +39,73 @@ type build struct {
 	result *nix.BuildResult
 	err    error
 
-	waiters int // guarded by inflight.mu
+	// Guarded by inflight.mu:
+	waiters int
+	over    bool // it is out of the table for good
+	linger  *lingering
+}
+
+// joined says how a request came to its build.
+type joined int
+
+const (
+	joinedFirst  joined = iota // it is the one that started the build
+	joinedOthers               // others wait for it
+	joinedAgain                // its clients were lost, and it went on
+)
+
+// text says it to the client, "" where there is nothing to say.
+func (j joined) text() string {
+	switch j {
+	case joinedOthers:
+		return "which is being built for somebody else already"
+	case joinedAgain:
+		return "whose build went on when its client was lost"
+	}
+	return ""
 }
 
 // join attaches to the running build of key, or starts one by run in a goroutine
-// of its own. The caller must call leave once.
-func (t *inflight) join(ctx context.Context, key buildKey, log *buildLog, run func(context.Context, *build) (*nix.BuildResult, error)) (b *build, first bool) {
+// of its own. The caller must call leave or lose once.
+func (t *inflight) join(ctx context.Context, key buildKey, log *buildLog, run func(context.Context, *build) (*nix.BuildResult, error)) (b *build, how joined) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if b, ok := t.running[key]; ok {
 		b.waiters++
-		return b, false
+		if t.stopLingering(b) {
+			return b, joinedAgain
+		}
+		return b, joinedOthers
 	}
 	runCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	b = &build{log: log, cancel: cancel, done: make(chan struct{}), waiters: 1}
 	t.running[key] = b
 	t.wg.Go(func() {
 		b.result, b.err = run(runCtx, b)
-		t.forget(key, b)
+		unread := t.finish(key, b)
 		log.finish()
 		close(b.done)
 		cancel(nil)
+		if unread {
+			log.free()
+		}
 	})
-	return b, true
+	return b, joinedFirst
 }
 
-// forget takes a build out of the table: later requests start anew.
-func (t *inflight) forget(key buildKey, b *build) {
+// finish takes a build that has ended out of the table: later requests start
+// anew. It reports whether nobody waits for it.
+func (t *inflight) finish(key buildKey, b *build) (unread bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.stopLingering(b)
+	t.forget(key, b)
+	b.over = true
+	return b.waiters == 0
+}
+
+// forget makes later requests start anew. The caller holds mu.
+func (t *inflight) forget(key buildKey, b *build) {
 	if t.running[key] == b {
 		delete(t.running, key)
 	}
@@ -71,19 +113,32 @@ func (t *inflight) forget(key buildKey, b *build) {
 
 // leave detaches a waiter. The last one cancels the build if it still runs.
 func (t *inflight) leave(key buildKey, b *build) {
+	if t.detach(key, b, nil) {
+		b.log.free()
+	}
+}
+
+// detach takes a waiter away and reports whether the log is of no more use. The
+// last waiter cancels the build, unless stay keeps it.
+func (t *inflight) detach(key buildKey, b *build, stay func() bool) (unread bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if b.waiters--; b.waiters > 0 {
-		return
+	b.waiters--
+	switch {
+	case b.waiters > 0:
+		return false
+	case b.over:
+		return true
+	case stay == nil || !stay():
+		t.giveUp(key, b)
 	}
+	return false
+}
+
+// giveUp cancels a build that nobody waits for. The caller holds mu.
+func (t *inflight) giveUp(key buildKey, b *build) {
 	b.cancel(errNobodyWaits)
-	if t.running[key] == b {
-		delete(t.running, key)
-	}
-	t.wg.Go(func() {
-		<-b.done
-		b.log.free()
-	})
+	t.forget(key, b)
 }
 
 // wait attends a build: its log goes to the client until the result is known.

@@ -18,10 +18,10 @@ func TestEqualBuildsRunOnce(t *testing.T) {
 		return &nix.BuildResult{Status: nix.StatusBuilt}, nil
 	}
 	key := buildKey{1}
-	a, firstA := table.join(t.Context(), key, newBuildLog(t.TempDir(), 0), run)
-	b, firstB := table.join(t.Context(), key, newBuildLog(t.TempDir(), 0), run)
-	if !firstA || firstB || a != b {
-		t.Fatalf("first = %v, %v; same build %v", firstA, firstB, a == b)
+	a, howA := table.join(t.Context(), key, newBuildLog(t.TempDir(), 0), run)
+	b, howB := table.join(t.Context(), key, newBuildLog(t.TempDir(), 0), run)
+	if howA != joinedFirst || howB != joinedOthers || a != b {
+		t.Fatalf("joined %v, %v; same build %v", howA, howB, a == b)
 	}
 	close(release)
 	for range 2 {
@@ -79,10 +79,10 @@ func TestNewRequestDoesNotJoinACancelledBuild(t *testing.T) {
 		return nil, errNobodyWaits
 	})
 	table.leave(key, old)
-	fresh, first := table.join(t.Context(), key, newBuildLog(t.TempDir(), 0), func(context.Context, *build) (*nix.BuildResult, error) {
+	fresh, how := table.join(t.Context(), key, newBuildLog(t.TempDir(), 0), func(context.Context, *build) (*nix.BuildResult, error) {
 		return &nix.BuildResult{Status: nix.StatusBuilt}, nil
 	})
-	if !first || fresh == old {
+	if how != joinedFirst || fresh == old {
 		t.Error("a new request joined a build that was cancelled")
 	}
 	close(block)

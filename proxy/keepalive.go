@@ -48,7 +48,7 @@ func (k *keepAlive) tick() {
 	limits := k.conn.front.limits
 	silent, ask := k.look()
 	if silent > limits.KeepAliveMisses {
-		k.conn.abort(fmt.Sprintf("no sign of life for %s", time.Duration(silent)*limits.KeepAlive))
+		k.conn.lose(fmt.Sprintf("no sign of life for %s", time.Duration(silent)*limits.KeepAlive))
 	}
 	if ask {
 		k.ask()

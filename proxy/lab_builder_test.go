@@ -64,6 +64,7 @@ type labBuilder struct {
 	asked []string        // names of paths whose infos were asked for
 	gave  []string        // names of paths that were fetched from here
 	roots []string        // names of temporary roots
+	execs []string        // commands that were run
 }
 
 func newLabBuilder(name string) *labBuilder {
@@ -162,6 +163,9 @@ func (b *labBuilder) serve(conn net.Conn, serving *sync.WaitGroup) {
 			for req := range requests {
 				req.Reply(req.Type == "exec", nil)
 				if req.Type == "exec" {
+					b.mu.Lock()
+					b.execs = append(b.execs, string(req.Payload[4:]))
+					b.mu.Unlock()
 					serving.Go(func() { ssh.DiscardRequests(requests) })
 					worker.Serve(context.Background(), &spoiledChannel{ch, &b.garbage}, &labStore{b: b},
 						worker.ServeOptions{DaemonVersion: cmp.Or(b.nix, "2.34.8"), Trust: b.trust})
@@ -191,6 +195,9 @@ func (b *labBuilder) drop(path nix.StorePath) {
 func (b *labBuilder) askedFor() []string { return b.copyOf(&b.asked) }
 func (b *labBuilder) given() []string    { return b.copyOf(&b.gave) }
 func (b *labBuilder) rooted() []string   { return b.copyOf(&b.roots) }
+
+// executed are the commands that were run here.
+func (b *labBuilder) executed() []string { return b.copyOf(&b.execs) }
 
 func (b *labBuilder) copyOf(names *[]string) []string {
 	b.mu.Lock()

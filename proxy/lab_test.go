@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -58,6 +59,8 @@ type labPolicy struct {
 	keys []string
 	// principals are more of them, by the name of their key.
 	principals map[string]string
+	// extra is more text.
+	extra string
 }
 
 // newLab starts a proxy with builders, in order of names.
@@ -95,7 +98,7 @@ func newLabOf(t testing.TB, pol labPolicy, builders ...*labBuilder) *lab {
 	for name, settings := range pol.principals {
 		fmt.Fprintf(&text, "  - {name: %s, keys: [%s], %s}\n", name, authorizedLine(testKey(name)), settings)
 	}
-	l.start(filepath.Join(dir, "config.yaml"), text.String())
+	l.start(filepath.Join(dir, "config.yaml"), text.String()+pol.extra)
 	return l
 }
 
@@ -146,6 +149,8 @@ func authorizedLine(key ssh.Signer) string {
 type labClient struct {
 	*worker.Client
 	hangUp func()
+	// lost says that a client that has gone never meant to.
+	lost   atomic.Bool
 	served chan error
 }
 
@@ -162,6 +167,7 @@ func (l *lab) clientOn(principal string, near, far net.Conn) *labClient {
 	ctx, cancel := context.WithCancel(l.Context())
 	c := &labClient{hangUp: func() { near.Close() }, served: make(chan error, 1)}
 	s := l.proxy.newSession(l.principal(principal), l.proxy.log)
+	s.lost = c.lost.Load
 	go func() {
 		defer far.Close()
 		defer s.close()

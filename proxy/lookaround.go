@@ -58,7 +58,7 @@ func (t *tries) wokenSession(ctx context.Context, builder string) (*upstream.Ses
 		if err != nil {
 			return nil, err
 		}
-		sess, err := t.pool.Get(ctx, builder)
+		sess, err := t.pool.GetWith(ctx, builder, t.order.limits.settings())
 		release()
 		if err == nil || again || !t.sleepers.isAsleep(builder) {
 			return sess, err

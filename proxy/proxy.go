@@ -304,6 +304,7 @@ func (p *Proxy) serveDaemon(ctx context.Context, x *Exec, log *slog.Logger) int 
 	principal := accessOf(x).Principal
 	s := p.newSession(principal, log)
 	s.feeder.client.remote = x.Identity.Remote.Addr()
+	s.lost = x.Lost
 	defer s.close()
 	err := worker.Serve(ctx, stdio{x.Stdin, x.Stdout}, s, worker.ServeOptions{
 		DaemonVersion: p.daemonVersion(),
@@ -322,6 +323,7 @@ func (p *Proxy) serveStore(ctx context.Context, x *Exec, write bool, log *slog.L
 	principal := accessOf(x).Principal
 	s := p.newSession(principal, log)
 	s.feeder.client.remote = x.Identity.Remote.Addr()
+	s.lost = x.Lost
 	defer s.close()
 	spoolDir := ""
 	if principal.Role == policy.RoleFull {

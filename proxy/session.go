@@ -34,6 +34,8 @@ type session struct {
 	attached uint64
 	// own are the outputs of builds that this client asked for.
 	own map[nix.StorePath]bool
+	// lost reports, once the client has gone, whether it was lost. Nil: it was not.
+	lost func() bool
 	// buildLimits are those of the builds that follow.
 	buildLimits nix.BuildLimits
 }
@@ -256,8 +258,8 @@ func (s *session) order(drvPath nix.StorePath, drv *nix.BasicDerivation, mode ni
 		return nil, nix.Refuse("derivation %s: %v", drvPath, err)
 	}
 	o := &order{
-		principal: s.principal, drvPath: drvPath, drv: drv, mode: mode, limits: s.buildLimits,
-		system: system, features: features, needs: needs, inputs: inputs, log: s.log, feeder: s.feeder,
+		principal: s.principal, drvPath: drvPath, drv: drv, mode: mode, limits: s.limitsOf(drvPath, system),
+		system: system, features: features, needs: needs, inputs: inputs, log: s.log, feeder: s.feeder, lost: s.lost,
 	}
 	if mode != nix.BuildNormal {
 		err = s.compared(o)

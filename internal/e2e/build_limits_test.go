@@ -80,7 +80,7 @@ func (l limit) test(t *testing.T, proxy *world.Proxy, client *testbed.Host, kind
 		return
 	}
 	found := waitLine(t, proxy, mark, func(line world.Line) bool {
-		return line.Msg == "build ended by a limit of its client" && strings.HasSuffix(line.Text("drv"), "-"+d.Name+".drv")
+		return line.Msg == "build ended by a limit" && strings.HasSuffix(line.Text("drv"), "-"+d.Name+".drv")
 	})
 	wantText(t, "the proxy's log", found.Raw, l.words)
 }

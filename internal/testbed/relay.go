@@ -155,14 +155,20 @@ type parcel struct {
 	due   time.Time
 }
 
-// copy moves bytes one way until the end, which it passes on as a half-close.
+// copy moves bytes one way until the end, which it passes on as a half-close. A
+// connection that broke has no end to pass on: its other half is not to be told of one
+// before it is reset.
 func (r *Relay) copy(ctx context.Context, d *direction, to, from net.Conn) error {
 	ctx, cancel := context.WithCancel(ctx)
 	line := make(chan parcel, relayQueue)
 	var g errgroup.Group
 	g.Go(func() error {
 		defer close(line)
-		return r.load(ctx, line, from)
+		err := r.load(ctx, line, from)
+		if err != io.EOF {
+			cancel()
+		}
+		return err
 	})
 	err := d.deliver(ctx, line, to)
 	cancel()
@@ -206,6 +212,9 @@ func (d *direction) deliver(ctx context.Context, line <-chan parcel, to net.Conn
 			return err
 		}
 		d.bytes.Add(int64(len(p.bytes)))
+	}
+	if err := ctx.Err(); err != nil {
+		return err
 	}
 	return to.(*net.TCPConn).CloseWrite()
 }

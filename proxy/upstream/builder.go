@@ -116,7 +116,7 @@ func (b *builder) reserve(ctx context.Context, orIdle bool) (*conn, error) {
 		case c != nil:
 			c.take()
 			return c, nil
-		case orIdle && b.latestIdle() != nil:
+		case orIdle && b.latestIdle(settingsOf(ctx)) != nil:
 			return nil, errIdle
 		case b.dialsFailed != failed:
 			return nil, b.dialErr
@@ -147,6 +147,8 @@ func (b *builder) wait(ctx context.Context) error {
 	if b.mayDial() {
 		b.dials++
 		b.pool.running.Go(b.dial)
+	} else if b.dials == 0 {
+		b.endStranger(settingsOf(ctx))
 	}
 	return b.awaitChange(ctx)
 }

@@ -36,7 +36,7 @@ type greeting struct {
 // an error the process is closed.
 func (t *target) shakeHands(ctx context.Context, p process) (client, greeting, error) {
 	if t.protocol == policy.ProtocolServe {
-		c, err := serve.NewClient(ctx, p, serve.ClientOptions{})
+		c, err := serve.NewClient(ctx, p, serve.ClientOptions{Builds: settingsOf(ctx).limits()})
 		if err != nil {
 			return nil, greeting{}, err
 		}
@@ -44,6 +44,9 @@ func (t *target) shakeHands(ctx context.Context, p process) (client, greeting, e
 	}
 	c, err := worker.NewClient(ctx, p, worker.ClientOptions{})
 	if err != nil {
+		return nil, greeting{}, err
+	}
+	if err := settingsOf(ctx).tell(ctx, c, t.socket != ""); err != nil {
 		return nil, greeting{}, err
 	}
 	return c, greetingOfWorker(c), nil

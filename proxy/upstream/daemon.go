@@ -13,10 +13,11 @@ import (
 // daemon is a session with a builder's daemon. It has one user after the other,
 // each of whom holds it as a [Session].
 type daemon struct {
-	builder *builder
-	client  client
-	process process
-	command string // what was executed, or the socket's address
+	builder  *builder
+	client   client
+	process  process
+	command  string // what was executed, or the socket's address
+	settings Settings
 	greeting
 	opened time.Time
 	// roots is about how many paths the session keeps from garbage collection;
@@ -42,7 +43,7 @@ func (b *builder) get(ctx context.Context) (*daemon, error) {
 		}
 		d = b.takeIdle(ctx)
 	}
-	b.warm()
+	b.warm(d.settings)
 	return d, nil
 }
 
@@ -86,7 +87,7 @@ func (b *builder) openDaemon(ctx context.Context, reserve func(context.Context) 
 			continue
 		}
 		command, tried := b.command()
-		d, err := b.startDaemon(ctx, c, command)
+		d, err := b.startDaemon(ctx, c, settingsOf(ctx).onCommand(command))
 		var fault *Error
 		switch {
 		case err == nil:
@@ -188,7 +189,7 @@ func (b *builder) greet(ctx context.Context, p process, command string) (*daemon
 		p.Close()
 		return nil, b.target.untrusted()
 	}
-	return &daemon{builder: b, client: client, process: p, command: command, greeting: greeting, opened: time.Now()}, nil
+	return &daemon{builder: b, client: client, process: p, command: command, settings: settingsOf(ctx), greeting: greeting, opened: time.Now()}, nil
 }
 
 // explain tells why there is no daemon at the other end of a process.
@@ -205,17 +206,18 @@ func (b *builder) explain(p process, command string, err error) error {
 	return fault
 }
 
-// warm opens a session for the next user, unless one waits already. It is worth
-// some hundred milliseconds to him, and hidden behind the present one's build.
-func (b *builder) warm() {
+// warm opens a session for the next user, unless one waits already: he probably
+// wants the settings that the present one does. It is worth some hundred
+// milliseconds to him, and hidden behind the present one's build.
+func (b *builder) warm(settings Settings) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.retired || b.rest.spared() || b.warming || b.latestIdle() != nil || b.inUse() >= b.maxSessions() {
+	if b.retired || b.rest.spared() || b.warming || b.latestIdle(settings) != nil || b.inUse() >= b.maxSessions() {
 		return
 	}
 	b.warming = true
 	b.pool.running.Go(func() {
-		d, err := b.open(b.pool.ctx, false)
+		d, err := b.open(withSettings(b.pool.ctx, settings), false)
 		b.mu.Lock()
 		b.warming = false
 		b.mu.Unlock()
@@ -246,7 +248,7 @@ func (b *builder) park(d *daemon) {
 	d.process.watch(func() { b.spoiled(d) })
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.retired || b.rest.spared() || len(b.idle) >= max(b.maxJobs, 1) || d.process.spoiled() {
+	if b.retired || b.rest.spared() || d.process.spoiled() || len(b.idle) >= max(b.maxJobs, 1) && !b.endStranger(d.settings) {
 		d.process.Close()
 		return
 	}
@@ -267,7 +269,7 @@ func (d *daemon) reusable() bool {
 func (b *builder) takeIdle(ctx context.Context) *daemon {
 	for {
 		b.mu.Lock()
-		d := b.latestIdle()
+		d := b.latestIdle(settingsOf(ctx))
 		b.mu.Unlock()
 		switch {
 		case d == nil:
@@ -281,11 +283,11 @@ func (b *builder) takeIdle(ctx context.Context) *daemon {
 	}
 }
 
-// latestIdle returns the session that was used last of those that may be taken, or
-// nil. The caller holds mu.
-func (b *builder) latestIdle() *daemon {
+// latestIdle returns the session that was used last of those that may be taken for
+// some settings, or nil. The caller holds mu.
+func (b *builder) latestIdle(settings Settings) *daemon {
 	for _, d := range slices.Backward(b.idle) {
-		if !d.process.silent() {
+		if d.settings == settings && !d.process.silent() {
 			return d
 		}
 	}

@@ -72,9 +72,10 @@ func (b *builder) takeSocket(ctx context.Context, orIdle bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for b.sockets >= b.maxSessions() && !b.retired {
-		if orIdle && b.latestIdle() != nil {
+		if orIdle && b.latestIdle(settingsOf(ctx)) != nil {
 			return errIdle
 		}
+		b.endStranger(settingsOf(ctx))
 		if err := b.awaitChange(ctx); err != nil {
 			return err
 		}

@@ -9,7 +9,7 @@ import (
 
 // The operations are those of the protocol's client with errors as [Session]
 // promises them. SetOptions is missing on purpose: what it sets would
-// hold for the next user of the session, too.
+// hold for the next user of the session, too. See [Settings].
 
 // QueryValidPaths implements [nix.Store].
 func (s *Session) QueryValidPaths(ctx context.Context, paths []nix.StorePath, substitute bool) ([]nix.StorePath, error) {

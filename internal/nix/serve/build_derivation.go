@@ -42,7 +42,7 @@ func (c *Client) BuildDerivation(ctx context.Context, _ nix.Logger, drvPath nix.
 		func() {
 			c.w.StorePath(drvPath)
 			c.w.Derivation(drv)
-			c.writeBuildOptions(BuildOptions{})
+			c.writeBuildOptions(c.builds)
 		},
 		func() { result = c.readBuildResult() })
 	if err != nil {

@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"math"
 	"time"
 
 	"nixbastion/internal/nix"
@@ -57,6 +58,15 @@ func (o BuildOptions) limits() nix.BuildLimits {
 		Timeout:    time.Duration(o.BuildTimeout) * time.Second,
 		MaxLogSize: o.MaxLogSize,
 	}
+}
+
+// optionsOf asks for limits, whose times are rounded up to seconds.
+func optionsOf(limits nix.BuildLimits) BuildOptions {
+	return BuildOptions{MaxSilentTime: seconds(limits.MaxSilent), BuildTimeout: seconds(limits.Timeout), MaxLogSize: limits.MaxLogSize}
+}
+
+func seconds(d time.Duration) uint32 {
+	return uint32(min((max(d, 0)+time.Second-1)/time.Second, math.MaxUint32))
 }
 
 // prepare tells the store of the options, or says why there is no build with

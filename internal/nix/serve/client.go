@@ -14,6 +14,8 @@ import (
 // ClientOptions bound what a server may send.
 type ClientOptions struct {
 	Limits Limits
+	// Builds is what the server is asked to keep builds within.
+	Builds nix.BuildLimits
 
 	// version is announced, least the oldest that is taken; zero means Announced
 	// and 2.4, others are for tests. Servers before 2.4, which are older than
@@ -39,6 +41,7 @@ func (o ClientOptions) withDefaults() ClientOptions {
 type Client struct {
 	conn
 	caller *wire.Caller
+	builds BuildOptions
 	rooted *rootedPaths // nil once something else was asked
 }
 
@@ -52,7 +55,7 @@ var (
 // [MismatchError], [VersionError] and that of ctx.
 func NewClient(ctx context.Context, rwc io.ReadWriteCloser, opts ClientOptions) (*Client, error) {
 	opts = opts.withDefaults()
-	c := &Client{caller: wire.NewCaller(rwc)}
+	c := &Client{caller: wire.NewCaller(rwc), builds: optionsOf(opts.Builds)}
 	c.r, c.w = c.caller.R, c.caller.W
 	c.limits = opts.Limits
 	c.readMessage()
