@@ -39,6 +39,7 @@ var (
 type tries struct {
 	*builds
 	order    *order
+	askers   *askers
 	log      *buildLog
 	activity atomic.Uint64 // last activity id in log
 
@@ -168,6 +169,7 @@ func (t *tries) request() route.Request {
 	req := t.requestOf(t.order)
 	req.Exclude = t.exclusions()
 	req.Avoid = t.avoidances()
+	t.askers.into(&req)
 	return req
 }
 

@@ -102,6 +102,9 @@ func (b *builds) build(ctx context.Context, o *order, log nix.Logger, offset uin
 		return b.run(ctx, running, o)
 	})
 	defer b.leave(o, key, running)
+	if how != joinedFirst {
+		running.askers.add(askerOf(o.principal))
+	}
 	if text := how.text(); text != "" {
 		nix.Line(log, fmt.Sprintf("waiting for '%s', %s", o.drvPath, text))
 	}
@@ -111,6 +114,7 @@ func (b *builds) build(ctx context.Context, o *order, log nix.Logger, offset uin
 // run tries builders until one has built the order, or none is left.
 func (b *builds) run(ctx context.Context, running *build, o *order) (*nix.BuildResult, error) {
 	t := b.newTries(o, running.log)
+	t.askers = running.askers
 	if o.mode != nix.BuildNormal {
 		if failure := t.narrow(ctx); failure != nil {
 			return failure, nil

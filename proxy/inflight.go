@@ -33,6 +33,7 @@ func newInflight() *inflight {
 // build is one derivation on its way through a builder.
 type build struct {
 	log    *buildLog
+	askers *askers // besides the one who started it
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed when result and err are set
 
@@ -78,7 +79,7 @@ func (t *inflight) join(ctx context.Context, key buildKey, log *buildLog, run fu
 		return b, joinedOthers
 	}
 	runCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	b = &build{log: log, cancel: cancel, done: make(chan struct{}), waiters: 1}
+	b = &build{log: log, askers: newAskers(), cancel: cancel, done: make(chan struct{}), waiters: 1}
 	t.running[key] = b
 	t.wg.Go(func() {
 		b.result, b.err = run(runCtx, b)
