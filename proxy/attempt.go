@@ -133,6 +133,7 @@ func (t *attempt) reply(ctx context.Context, sess *upstream.Session, result *nix
 	}
 	t.step.Store(stepOutputs)
 	t.copied = t.copies.begin(t.lease.Builder()) // before the slot is free, so that it is among one or the other
+	t.noteBuilt(result)
 	if result.Status == nix.StatusBuilt {
 		t.lease.Built()
 	}

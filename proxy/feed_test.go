@@ -63,7 +63,7 @@ func (l *lab) scheduling(settings string) {
 	l.Helper()
 	text, err := os.ReadFile(l.file)
 	if err == nil {
-		err = os.WriteFile(l.file, append(text, "\nscheduling: {"+settings+"}\n"...), 0o600)
+		err = os.WriteFile(l.file, bytes.Replace(text, []byte("\nscheduling: {"), []byte("\nscheduling: {"+settings+", "), 1), 0o600)
 	}
 	if err == nil {
 		err = l.proxy.Reload()

@@ -70,3 +70,15 @@ func (b *builds) noteListed(o *order, inputs []route.Input) {
 		b.router.NoteHeld(builder.Name, listed...)
 	}
 }
+
+// noteBuilt tells the router that a builder holds what it built, before somebody else
+// gets the slot: what needs it is best built there.
+func (t *attempt) noteBuilt(result *nix.BuildResult) {
+	var ids []route.PathID
+	for _, out := range append(builtOutputs(t.order.drv), result.Outputs...) {
+		if !out.Path.IsZero() {
+			ids = append(ids, t.router.Intern(out.Path.String()))
+		}
+	}
+	t.router.NoteHeld(t.lease.Builder(), ids...)
+}
