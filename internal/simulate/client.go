@@ -83,7 +83,7 @@ func (c *client) hook() {
 			continue
 		}
 		c.connecting = true
-		c.run.after(c.run.costs.Connect, func() {
+		c.run.after(c.run.connect(), func() {
 			c.connecting = false
 			c.run.policy.connected(c, build, m)
 			c.hook()

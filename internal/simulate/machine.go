@@ -9,9 +9,9 @@ type machine struct {
 	clock *clock
 
 	// linkFree is when the upload booked last has arrived, and arrives when each
-	// path is there: in the past if it is there already.
+	// path is there: in the past if it is there already, absent if nobody sent it.
 	linkFree time.Duration
-	arrives  map[pathID]time.Duration
+	arrives  []time.Duration // by pathID
 	received int64
 
 	// running builds hold its slots; those in queue wait for one in order of
@@ -26,6 +26,8 @@ type machine struct {
 
 // pathID is a build's index, for its output, or one beyond them for a source.
 type pathID int
+
+const absent = time.Duration(-1)
 
 type input struct {
 	id   pathID
@@ -45,8 +47,8 @@ type job struct {
 func (m *machine) upload(inputs []input) (ready time.Duration, sent int64) {
 	ready = m.clock.now
 	for _, in := range inputs {
-		at, known := m.arrives[in.id]
-		if !known {
+		at := m.arrives[in.id]
+		if at == absent {
 			m.linkFree = max(m.linkFree, m.clock.now) + seconds(float64(in.size)/m.Link)
 			at = m.linkFree
 			m.arrives[in.id] = at
@@ -62,7 +64,7 @@ func (m *machine) upload(inputs []input) (ready time.Duration, sent int64) {
 func (m *machine) missing(inputs []input) int64 {
 	var bytes int64
 	for _, in := range inputs {
-		if _, known := m.arrives[in.id]; !known {
+		if m.arrives[in.id] == absent {
 			bytes += in.size
 		}
 	}
@@ -72,7 +74,7 @@ func (m *machine) missing(inputs []input) int64 {
 // start runs a build whose inputs are there, as soon as a slot is free, and calls
 // began and ended. An output that the machine has is not built again.
 func (m *machine) start(build int, takes time.Duration, began, ended func()) {
-	if _, has := m.arrives[pathID(build)]; has {
+	if at := m.arrives[build]; at != absent && at <= m.clock.now {
 		began()
 		ended()
 		return
@@ -103,7 +105,7 @@ func (m *machine) next() {
 func (m *machine) end(j *job) {
 	m.running--
 	delete(m.jobs, j.build)
-	m.arrives[pathID(j.build)] = m.clock.now
+	m.arrives[j.build] = m.clock.now
 	m.next()
 	for _, f := range j.ended {
 		f()

@@ -2,6 +2,7 @@ package simulate
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"time"
 )
@@ -16,6 +17,10 @@ type Costs struct {
 	// Poll is after how long Nix tries again when all slots are taken, or when
 	// somebody else builds the same.
 	Poll time.Duration
+	// Luck chooses by how much each connection takes longer or shorter, up to a
+	// fifth; 0 means not at all. That little changes where a long build goes, for those who look at
+	// nothing but slots: only a mean over several says what they are worth.
+	Luck uint64
 }
 
 // Measured are the costs that were measured with Nix 2.34 and OpenSSH 10, several
@@ -39,27 +44,36 @@ type run struct {
 	policy   policy
 	machines []*machine
 	clients  []*client
+	luck     *rand.Rand
 	inputs   [][]input // by build
 	fitting  [][]int   // by build
 }
 
 func newRun(t *Trace, costs Costs) *run {
-	r := &run{trace: t, costs: costs}
-	for i := range t.Machines {
-		r.machines = append(r.machines, &machine{
-			Machine: &t.Machines[i], index: i, clock: &r.clock,
-			arrives: map[pathID]time.Duration{}, jobs: map[int]*job{},
-		})
-	}
+	r := &run{trace: t, costs: costs, luck: rand.New(rand.NewPCG(costs.Luck, 1))}
 	sources := map[string]pathID{}
 	for i := range t.Builds {
 		r.inputs = append(r.inputs, t.inputsOf(i, sources))
 		r.fitting = append(r.fitting, t.fitting(&t.Builds[i]))
 	}
+	for i := range t.Machines {
+		r.machines = append(r.machines, &machine{
+			Machine: &t.Machines[i], index: i, clock: &r.clock, jobs: map[int]*job{},
+			arrives: slices.Repeat([]time.Duration{absent}, len(t.Builds)+len(sources)),
+		})
+	}
 	for i := range t.Clients {
 		r.clients = append(r.clients, newClient(r, &t.Clients[i], i))
 	}
 	return r
+}
+
+// connect is how long a client's hook needs now.
+func (r *run) connect() time.Duration {
+	if r.costs.Luck == 0 {
+		return r.costs.Connect
+	}
+	return time.Duration((0.8 + 0.4*r.luck.Float64()) * float64(r.costs.Connect))
 }
 
 // inputsOf lists what a build needs; sources has the numbers of those seen.
