@@ -16,6 +16,7 @@ var ways = []struct {
 	{RoundRobin, roundRobin},
 	{LeastConnections, leastConnections},
 	{Hub, newHub},
+	{Ours, newOurs},
 	{Clairvoyant, newClairvoyant},
 }
 
@@ -25,6 +26,7 @@ const (
 	RoundRobin       = "round robin of connections"
 	LeastConnections = "least connections"
 	Hub              = "hub nix-daemon"
+	Ours             = "nixbastion"
 	Clairvoyant      = "clairvoyant, for comparison"
 )
 

@@ -90,7 +90,7 @@ func TestAClientConnectsForOneBuildAtATime(t *testing.T) {
 // without, unless it reaches the same machine.
 func TestOnlyAMiddleBuildsOnce(t *testing.T) {
 	machines := []Machine{host("a", 4, 1), host("b", 4, 1), host("c", 4, 1)}
-	for policy, built := range map[string]int{Hub: 2, Clairvoyant: 2, RoundRobin: 6, Plain: 2} {
+	for policy, built := range map[string]int{Hub: 2, Ours: 2, Clairvoyant: 2, RoundRobin: 6, Plain: 2} {
 		trace := fan(machines, 3, time.Minute, time.Hour)
 		if res := mustRun(t, policy, trace, Costs{Connect: time.Second, Poll: time.Second}); res.Built != built {
 			t.Errorf("%s: %d builds ran, expected %d", policy, res.Built, built)
@@ -105,7 +105,7 @@ func TestInputsTravelOnceAndTakeTime(t *testing.T) {
 	for i := range trace.Builds {
 		trace.Builds[i].Sources = []Source{{"toolchain", 20 * mega}, {fmt.Sprint(i), 5 * mega}}
 	}
-	for _, policy := range []string{Plain, Hub, LeastConnections, Clairvoyant} {
+	for _, policy := range []string{Plain, Hub, LeastConnections, Ours, Clairvoyant} {
 		res := mustRun(t, policy, trace, Costs{})
 		if res.Bytes != 35*mega {
 			t.Errorf("%s: %d bytes travelled, expected 35 MB", policy, res.Bytes)

@@ -47,6 +47,8 @@ type run struct {
 	luck     *rand.Rand
 	inputs   [][]input // by build
 	fitting  [][]int   // by build
+	paths    int       // how many there are
+	failed   error     // why some build cannot end
 }
 
 func newRun(t *Trace, costs Costs) *run {
@@ -56,10 +58,11 @@ func newRun(t *Trace, costs Costs) *run {
 		r.inputs = append(r.inputs, t.inputsOf(i, sources))
 		r.fitting = append(r.fitting, t.fitting(&t.Builds[i]))
 	}
+	r.paths = len(t.Builds) + len(sources)
 	for i := range t.Machines {
 		r.machines = append(r.machines, &machine{
 			Machine: &t.Machines[i], index: i, clock: &r.clock, jobs: map[int]*job{},
-			arrives: slices.Repeat([]time.Duration{absent}, len(t.Builds)+len(sources)),
+			arrives: slices.Repeat([]time.Duration{absent}, r.paths),
 		})
 	}
 	for i := range t.Clients {
@@ -126,6 +129,9 @@ func (r *run) finish(name string, p policy) (Result, error) {
 func (r *run) result(name string) (Result, error) {
 	res := Result{Policy: name, Bound: r.trace.Bound()}
 	var sum time.Duration
+	if r.failed != nil {
+		return res, r.failed
+	}
 	for _, c := range r.clients {
 		if c.left > 0 {
 			return res, fmt.Errorf("%s: %d builds of client %s never ended", name, c.left, c.Name)
