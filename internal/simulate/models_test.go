@@ -147,7 +147,7 @@ func TestBuildsRunOnlyWhereTheyFit(t *testing.T) {
 		}
 	}
 	trace.Builds[0].Features = []string{"kvm"}
-	if _, err := Compare(trace, Costs{}); err == nil || !strings.Contains(err.Error(), "build0-1") {
+	if _, err := Compare(trace, Costs{}, 2); err == nil || !strings.Contains(err.Error(), "build0-1") {
 		t.Errorf("a build that no machine can run gives %v", err)
 	}
 }

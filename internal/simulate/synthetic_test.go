@@ -16,11 +16,11 @@ func TestASeedGivesTheSameEveryTime(t *testing.T) {
 	if !reflect.DeepEqual(a, b) {
 		t.Fatal("two traces of one seed differ")
 	}
-	first, err := Compare(a, Measured)
+	first, err := Compare(a, Measured, 2)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := Compare(b, Measured)
+	again, err := Compare(b, Measured, 2)
 	if err != nil {
 		t.Fatal(err)
 	}
