@@ -7,6 +7,9 @@ type scheduler interface {
 	// submit asks for a place for a build on behalf of a client, and granted is
 	// called once, perhaps at once, when there is one.
 	submit(c *client, build int, granted func(place))
+	// join says that another client waits for a build that was submitted. It may have
+	// a place already.
+	join(c *client, build int)
 	// due is when recheck has something to do of which no other call tells; false
 	// if never.
 	due() (time.Duration, bool)
@@ -48,6 +51,8 @@ func (m *middle) connected(c *client, build int, _ *machine) {
 	}
 	m.waiting[build] = append(m.waiting[build], c)
 	if len(m.waiting[build]) > 1 {
+		m.scheduler.join(c, build)
+		m.arm()
 		return
 	}
 	m.scheduler.submit(c, build, func(p place) { m.after(0, func() { m.build(build, p) }) })

@@ -16,10 +16,13 @@ type ours struct {
 	router *route.Router
 	byName map[string]*machine
 	paths  map[pathID]route.PathID
+
+	tickets map[int]*route.Ticket // of builds that wait
+	leased  []bool                // by build: it waits no more
 }
 
 func newOurs(r *run) policy {
-	o := &ours{run: r, byName: map[string]*machine{}, paths: map[pathID]route.PathID{}}
+	o := &ours{run: r, byName: map[string]*machine{}, paths: map[pathID]route.PathID{}, tickets: map[int]*route.Ticket{}, leased: make([]bool, len(r.trace.Builds))}
 	o.router = route.New(route.Options{
 		Now:        func() time.Time { return epoch.Add(r.now) },
 		QueueLimit: len(r.trace.Builds) + 1,
@@ -81,19 +84,34 @@ func (t *Trace) domains(m *Machine) []string {
 }
 
 func (o *ours) submit(c *client, build int, granted func(place)) {
-	b := &o.run.trace.Builds[build]
-	_, err := o.router.Submit(route.Request{
-		Principal: c.Name, Domain: b.Domain, Name: b.Name, System: b.System, Features: b.Features,
-		Job: route.JobName(b.Name), InputJobs: o.run.trace.jobs(b.Deps), Inputs: o.inputs(build),
-	}, func(l *route.Lease, err error) {
+	ticket, err := o.router.Submit(o.request(c, build), func(l *route.Lease, err error) {
+		o.leased[build] = true
+		delete(o.tickets, build)
 		if err != nil {
 			o.fail(build, err)
 			return
 		}
 		granted(&lease{l, o, build})
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		o.fail(build, err)
+	case !o.leased[build]:
+		o.tickets[build] = ticket
+	}
+}
+
+func (o *ours) join(c *client, build int) {
+	if ticket := o.tickets[build]; ticket != nil {
+		ticket.Join(route.Asker{Principal: c.Name})
+	}
+}
+
+func (o *ours) request(c *client, build int) route.Request {
+	b := &o.run.trace.Builds[build]
+	return route.Request{
+		Asker: route.Asker{Principal: c.Name}, Domain: b.Domain, Name: b.Name, System: b.System, Features: b.Features,
+		Job: route.JobName(b.Name), InputJobs: o.run.trace.jobs(b.Deps), Inputs: o.inputs(build),
 	}
 }
 
