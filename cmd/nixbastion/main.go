@@ -16,15 +16,16 @@ import (
 var version = "0.1.0-dev"
 
 type cli struct {
-	Serve   serveCmd   `cmd:"" help:"Serve Nix clients as the policy file says."`
-	Check   checkCmd   `cmd:"" help:"Check a policy file and print what it means."`
-	Status  statusCmd  `cmd:"" help:"Print builders, slots and queue of the running proxy."`
-	Why     whyCmd     `cmd:"" help:"Print where the running proxy would build something, and why."`
-	Drain   drainCmd   `cmd:"" help:"Keep new builds from a builder until undrain, and let those that run there end."`
-	Undrain undrainCmd `cmd:"" help:"Let a drained builder have builds again."`
-	Key     keyCmd     `cmd:"" help:"Make keys that sign store paths, and show their public halves."`
-	Cache   cacheCmd   `cmd:"" help:"Look at the store of the proxy, running or not, and change it."`
-	Version versionCmd `cmd:"" help:"Print the version."`
+	Serve    serveCmd    `cmd:"" help:"Serve Nix clients as the policy file says."`
+	Check    checkCmd    `cmd:"" help:"Check a policy file and print what it means."`
+	Status   statusCmd   `cmd:"" help:"Print builders, slots and queue of the running proxy."`
+	Why      whyCmd      `cmd:"" help:"Print where the running proxy would build something, and why."`
+	Drain    drainCmd    `cmd:"" help:"Keep new builds from a builder until undrain, and let those that run there end."`
+	Undrain  undrainCmd  `cmd:"" help:"Let a drained builder have builds again."`
+	Key      keyCmd      `cmd:"" help:"Make keys that sign store paths, and show their public halves."`
+	Cache    cacheCmd    `cmd:"" help:"Look at the store of the proxy, running or not, and change it."`
+	Simulate simulateCmd `cmd:"" help:"Print how long builds would take if they were placed in this and in other ways."`
+	Version  versionCmd  `cmd:"" help:"Print the version."`
 }
 
 type versionCmd struct{}
