@@ -20,6 +20,8 @@ type attempt struct {
 	began time.Time
 	step  atomic.Int32 // of steps
 
+	// seconds is how long the build took, at speed 1; 0 if it did not.
+	seconds float64
 	// proven says that what it built is proven.
 	proven bool
 	// left is a session that is to be ended; nil if there is none.
@@ -125,6 +127,9 @@ func (t *attempt) reply(ctx context.Context, sess *upstream.Session, result *nix
 	switch out := t.order.failed(result); {
 	case result.Status.Success():
 	case out.blame == blameBuild || out.blame == blameDoubt:
+		if out.blame == blameBuild {
+			t.lease.Worked()
+		}
 		t.lease.Release()
 		t.giveBack(sess)
 		return out
@@ -135,7 +140,7 @@ func (t *attempt) reply(ctx context.Context, sess *upstream.Session, result *nix
 	t.copied = t.copies.begin(t.lease.Builder()) // before the slot is free, so that it is among one or the other
 	t.noteBuilt(result)
 	if result.Status == nix.StatusBuilt {
-		t.lease.Built()
+		t.seconds = t.lease.Built()
 	}
 	t.lease.Release()
 	if t.order.mode == nix.BuildCheck { // which leaves everything as it was

@@ -64,6 +64,7 @@ type tries struct {
 	doubted   *nix.BuildResult // a failure that another builder is to confirm
 	none      error            // why there is no further builder
 	answered  *nix.BuildResult
+	seconds   float64 // of what was answered, at speed 1
 }
 
 // trial is an attempt that gave no answer.
@@ -256,7 +257,7 @@ func (t *tries) decide(a *attempt, out outcome) {
 		nix.Line(t.log, fmt.Sprintf("the copy on '%s' was first; the one on '%s' is given up", a.lease.Builder(), other.lease.Builder()))
 	}
 	a.log.show()
-	t.answered = out.result
+	t.answered, t.seconds = out.result, a.seconds
 }
 
 // failed goes on after an attempt that gave no answer.

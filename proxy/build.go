@@ -13,6 +13,7 @@ import (
 
 	"nixbastion/cache"
 	"nixbastion/internal/nix"
+	"nixbastion/internal/tracefile"
 	"nixbastion/policy"
 	"nixbastion/proxy/upstream"
 	"nixbastion/route"
@@ -73,6 +74,7 @@ type builds struct {
 	policy *policy.Live
 	logDir string
 
+	history     *tracefile.Recorder // nil for none
 	inflight    *inflight
 	sending     *sending
 	feeds       *feeds
@@ -108,13 +110,19 @@ func (b *builds) build(ctx context.Context, o *order, log nix.Logger, offset uin
 	if text := how.text(); text != "" {
 		nix.Line(log, fmt.Sprintf("waiting for '%s', %s", o.drvPath, text))
 	}
-	return running.wait(ctx, log, offset)
+	asked := time.Now()
+	result, err := running.wait(ctx, log, offset)
+	if err == nil {
+		b.record(o, asked, running, result)
+	}
+	return result, err
 }
 
 // run tries builders until one has built the order, or none is left.
 func (b *builds) run(ctx context.Context, running *build, o *order) (*nix.BuildResult, error) {
 	t := b.newTries(o, running.log)
 	t.askers = running.askers
+	defer func() { running.seconds = t.seconds }()
 	if o.mode != nix.BuildNormal {
 		if failure := t.narrow(ctx); failure != nil {
 			return failure, nil

@@ -39,6 +39,8 @@ type build struct {
 
 	result *nix.BuildResult
 	err    error
+	// seconds is how long it took at speed 1; 0 if nothing was built.
+	seconds float64
 
 	// Guarded by inflight.mu:
 	waiters int

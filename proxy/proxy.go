@@ -20,6 +20,7 @@ import (
 	"nixbastion/internal/nix"
 	"nixbastion/internal/nix/serve"
 	"nixbastion/internal/nix/worker"
+	"nixbastion/internal/tracefile"
 	"nixbastion/policy"
 	"nixbastion/proxy/upstream"
 	"nixbastion/route"
@@ -130,6 +131,11 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 		router: p.router, pool: p.pool, cache: p.cache, policy: p.policy, logDir: p.tmpDir, sleepers: p.sleepers, drained: p.drains.drained,
 		inflight: newInflight(), differences: newDifferences(p.log), suspects: newSuspects(p.router), proofs: make(chan struct{}, maxProofs), fetchCtx: fetchCtx,
 	}
+	if pol.Scheduling.History != "" {
+		if p.builds.history, err = tracefile.NewRecorder(pol.Scheduling.History, historyLimit); err != nil {
+			return fmt.Errorf("open history (scheduling.history): %w", err)
+		}
+	}
 	p.found = newFinder(ctx, p.pool, p.cache, p.policy, p.log)
 	p.builds.misses = p.found.misses
 	p.openFeeds()
@@ -220,6 +226,9 @@ func (p *Proxy) Shutdown(ctx context.Context) error {
 	p.builds.fetches.Wait()
 	p.signing.halt()
 	errs = append(errs, p.pool.Close(ctx), p.cache.Close())
+	if p.builds.history != nil {
+		errs = append(errs, p.builds.history.Close())
+	}
 	return errors.Join(errs...)
 }
 

@@ -100,7 +100,7 @@ func BenchmarkDecision(t *testing.B) {
 				if step == "completion" {
 					l := b.running[0]
 					b.running = b.running[1:]
-					b.timed(l.Built)
+					b.timed(func() { l.Built() })
 					b.ask()
 					continue
 				}

@@ -16,7 +16,8 @@ const (
 )
 
 // breaker keeps builds from a builder that failed some. When its pause is over, one
-// build at a time tries the builder until one went well. Guarded by Router.mu.
+// build at a time tries the builder until one went well, which makes up for half of
+// the faults. Guarded by Router.mu.
 type breaker struct {
 	// faults decay; that is their number at the time at.
 	faults float64
@@ -43,7 +44,8 @@ func (b *breaker) fault(now time.Time) time.Duration {
 
 // Fault says that a builder failed a build through no fault of the build, and why,
 // for people. It gets no builds for a while, which grows with the number of faults
-// of the last minutes, and then one at a time until [Lease.Built]. An unknown name
+// of the last minutes, and then one at a time until [Lease.Built] or
+// [Lease.Worked]. An unknown name
 // is ignored.
 func (r *Router) Fault(builder, reason string) {
 	now := r.now()

@@ -29,7 +29,11 @@ func TestBreakerTriesOneBuildAtATime(t *testing.T) {
 	expect(t, "beside the second trial", fourth.on(), "")
 	third.lease.Release() // neither good nor bad
 	expect(t, "another trial", fourth.on(), "b1")
-	fourth.lease.Built()
+	fourth.lease.Worked() // it failed by itself
+	fourth.lease.Release()
+	if left := c.byName["b1"].weight(c.now); left > 1 {
+		t.Errorf("%g faults are left after the builder worked", left)
+	}
 	for range 3 {
 		expect(t, "after a good build", c.ask(askLinux()).on(), "b1")
 	}

@@ -72,28 +72,46 @@ func (l *Lease) Began() {
 }
 
 // Built releases the lease of a build that went well: its duration since Began is
-// learned, and that the builder works.
-func (l *Lease) Built() {
+// learned, and that the builder works. It returns how long the build would have taken
+// at speed 1, in seconds; 0 if that is not known.
+func (l *Lease) Built() (seconds float64) {
 	r := l.router
 	r.lock()
 	defer r.unlock()
 	if l.released {
-		return
+		return 0
 	}
 	if l.began {
-		l.learn(r.clock() - l.started)
+		seconds = l.learn(r.clock() - l.started)
 	}
-	if l.place.trial {
-		l.place.trial = false
-		if !l.place.removed() {
-			r.noteHealth(l.place)
-		}
-	}
+	r.works(l.place)
 	l.release()
+	return seconds
 }
 
-// learn takes a duration in seconds.
-func (l *Lease) learn(took float64) {
+// Worked says that the builder does what it should, though the build failed. The
+// lease goes on.
+func (l *Lease) Worked() {
+	r := l.router
+	r.lock()
+	defer r.unlock()
+	r.works(l.place)
+}
+
+// works ends the trial of a builder, and forgets half of its faults.
+func (r *Router) works(p *place) {
+	if !p.trial {
+		return
+	}
+	p.trial = false
+	p.faults /= 2
+	if !p.removed() {
+		r.noteHealth(p)
+	}
+}
+
+// learn takes a duration in seconds and returns that at speed 1.
+func (l *Lease) learn(took float64) float64 {
 	p := l.place
 	configured := p.speed(l.system)
 	e := l.router.estimates
@@ -104,6 +122,7 @@ func (l *Lease) learn(took float64) {
 	done := took * configured * p.pace.factor()
 	e.learn(l.job, l.system, p.Name, done)
 	l.principal.served += (done - l.seconds) / l.principal.weight
+	return done
 }
 
 // Release gives the slot to whoever waits for it. Only the first call of Release or
