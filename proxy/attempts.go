@@ -19,6 +19,9 @@ const (
 	// lostTwice is how often a builder may be lost in the middle of one build. The
 	// second time it is chosen only where no other is left.
 	lostTwice = 2
+	// lostPatience is how long an order that lost its builder waits while all that are
+	// left are down: a builder whose sshd is restarted is back in a moment.
+	lostPatience = 30 * time.Second
 	// unreachedPause is how long an order waits, at first and at most, before it asks
 	// for a place again when it was sent twice to a builder that cannot be reached.
 	// Mostly the router knows of those before.
@@ -171,6 +174,9 @@ func (t *tries) request() route.Request {
 	req.Exclude = t.exclusions()
 	req.Avoid = t.avoidances()
 	t.askers.into(&req)
+	if len(t.lost) > 0 {
+		req.Patience = max(req.Patience, lostPatience)
+	}
 	return req
 }
 

@@ -309,7 +309,11 @@ func TestSessionThatDiedBeforeIsNoAttemptOnce(t *testing.T) {
 	if len(tr.trail) != 0 || len(tr.request().Exclude) != 0 || len(tr.request().Avoid) != 0 || l.trouble("b1") != "" {
 		t.Errorf("the first counts: %+v, %+v, %q", tr.trail, tr.request(), l.trouble("b1"))
 	}
+	patience := tr.request().Patience
 	tr.failed(tr.newAttempt(lease), stale)
+	if tr.request().Patience <= patience {
+		t.Error("the order does not wait until its builder is back")
+	}
 	if len(tr.trail) != 1 || len(tr.request().Avoid) != 1 || l.trouble("b1") == "" {
 		t.Errorf("the second does not count: %+v, %+v", tr.trail, tr.request())
 	}
