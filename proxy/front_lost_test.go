@@ -37,7 +37,10 @@ func TestOnlyClientsThatDoNotCloseAreLost(t *testing.T) {
 		"closes":             {func(_ *net.TCPConn, c *ssh.Client, _ *ssh.Session, _ io.Closer) error { return c.Close() }, false},
 		"is killed":          {func(conn *net.TCPConn, _ *ssh.Client, _ *ssh.Session, _ io.Closer) error { return conn.Close() }, false},
 		"ends half":          {func(conn *net.TCPConn, _ *ssh.Client, _ *ssh.Session, _ io.Closer) error { return conn.CloseWrite() }, false},
-		"is reset":           {func(conn *net.TCPConn, _ *ssh.Client, _ *ssh.Session, _ io.Closer) error { return reset(conn) }, true},
+		"is reset when it was quiet": {func(conn *net.TCPConn, _ *ssh.Client, _ *ssh.Session, _ io.Closer) error {
+			time.Sleep(resetQuiet + 100*time.Millisecond)
+			return reset(conn)
+		}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			lost := make(chan bool, 1)
@@ -65,6 +68,49 @@ func TestOnlyClientsThatDoNotCloseAreLost(t *testing.T) {
 				t.Errorf("lost is %v, want %v; the log:\n%s", got, tc.lost, s.book)
 			}
 		})
+	}
+}
+
+// The kernel of a client that is killed while its log comes in resets the
+// connection. Guards against builds of people who gave up that go on when they are
+// loud.
+func TestAClientThatIsKilledWhileItReadsIsNotLost(t *testing.T) {
+	lost := make(chan bool, 1)
+	s := onLoopback(t, func(o *FrontOptions) {
+		tellLost(lost)(o)
+		tell := o.Exec
+		o.Exec = func(ctx context.Context, x *Exec) int {
+			for {
+				if _, err := x.Stdout.Write(make([]byte, 1<<10)); err != nil {
+					return tell(ctx, x)
+				}
+			}
+		}
+	})
+	conn := s.socket().(*net.TCPConn)
+	client, err := clientOn(conn, s.config("nix", ssh.PublicKeys(testKey("alice"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	session, err := client.NewSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := session.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := session.Start("anything"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.CopyN(io.Discard, out, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := reset(conn); err != nil {
+		t.Fatal(err)
+	}
+	if <-lost {
+		t.Errorf("it counts as lost; the log:\n%s", s.book)
 	}
 }
 
