@@ -4,7 +4,6 @@ import (
 	"errors"
 	"slices"
 	"syscall"
-	"time"
 )
 
 // A client that leaves, killed or not, is gone by its own will: its kernel says so
@@ -28,16 +27,12 @@ func (c *frontConn) noteLoss(err error) {
 	}
 }
 
-// resetQuiet is for how long nothing of ours was acknowledged when a connection is
-// reset whose peer had been lost before.
-const resetQuiet = time.Second
-
-// killed tells a reset by the kernel of a client that was killed while it had
-// something to read, which it has acknowledged just before, from one by somebody on
-// the way, or by a machine that was started anew, who know nothing of the
-// connection.
+// killed tells a reset by the kernel of a client from one by somebody on the way, or by
+// a machine that was started anew, who know nothing of the connection. Nix that is
+// interrupted kills its ssh, often with something unread, and the kernel then resets
+// the connection; it has acknowledged something, or that there is no room, just before.
 func (c *frontConn) killed(err error) bool {
-	return errors.Is(err, syscall.ECONNRESET) && c.raw != nil && sinceAcknowledged(c.raw) < resetQuiet
+	return errors.Is(err, syscall.ECONNRESET) && c.raw != nil && sinceAcknowledged(c.raw) < c.front.limits.ResetQuiet
 }
 
 // lose closes a connection whose peer shows no life.

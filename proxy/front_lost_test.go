@@ -38,13 +38,16 @@ func TestOnlyClientsThatDoNotCloseAreLost(t *testing.T) {
 		"is killed":          {func(conn *net.TCPConn, _ *ssh.Client, _ *ssh.Session, _ io.Closer) error { return conn.Close() }, false},
 		"ends half":          {func(conn *net.TCPConn, _ *ssh.Client, _ *ssh.Session, _ io.Closer) error { return conn.CloseWrite() }, false},
 		"is reset when it was quiet": {func(conn *net.TCPConn, _ *ssh.Client, _ *ssh.Session, _ io.Closer) error {
-			time.Sleep(resetQuiet + 100*time.Millisecond)
+			time.Sleep(time.Second + 100*time.Millisecond)
 			return reset(conn)
 		}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			lost := make(chan bool, 1)
-			s := onLoopback(t, tellLost(lost))
+			s := onLoopback(t, func(o *FrontOptions) {
+				tellLost(lost)(o)
+				o.Limits.ResetQuiet = time.Second
+			})
 			conn := s.socket().(*net.TCPConn)
 			client, err := clientOn(conn, s.config("nix", ssh.PublicKeys(testKey("alice"))))
 			if err != nil {

@@ -98,6 +98,9 @@ type Limits struct {
 	// WriteStall is how long a write may stand still before the connection is
 	// closed, or the jump that it belongs to. Default 120 s.
 	WriteStall time.Duration
+	// ResetQuiet is for how long the client's kernel acknowledged nothing when a
+	// connection is reset whose client was lost, and not killed. Default 5 s.
+	ResetQuiet time.Duration
 }
 
 const (
@@ -139,6 +142,7 @@ func (l Limits) withDefaults() Limits {
 	orDefault(&l.KeepAlive, 15*time.Second)
 	orDefault(&l.KeepAliveMisses, 3)
 	orDefault(&l.WriteStall, 120*time.Second)
+	orDefault(&l.ResetQuiet, 5*time.Second)
 	return l
 }
 

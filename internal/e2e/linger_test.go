@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"testing"
+	"time"
 
 	"nixbastion/internal/testbed"
 	"nixbastion/internal/world"
@@ -38,12 +39,17 @@ func startTraveller(t *testing.T, linger string) *traveller {
 	return w
 }
 
+// resetQuiet is longer than a connection must be without an acknowledgement to be
+// lost by a reset: the kernel of a client that is killed sends one, too.
+const resetQuiet = 7 * time.Second
+
 // lose begins a build whose client is then lost, and returns what the client runs.
 func (w *traveller) lose(t *testing.T, d testbed.Derivation, how func()) *running {
 	t.Helper()
 	mark := w.proxy.Mark()
 	run, log := startWatched(t, w.client, d)
 	awaitText(t, w.client, log, "before the gate")
+	time.Sleep(resetQuiet)
 	how()
 	waitLine(t, w.proxy, mark, world.Message("client was lost; its build goes on"))
 	return run
