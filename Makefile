@@ -21,7 +21,8 @@ lint:
 # Every guarantee once, with short time-outs. The hosts of the real tests share
 # two cores, so packages run one after another.
 test: build lint
-	$(GO) test -race -count=1 -timeout 20m $$($(GO) list ./... | grep -v /internal/e2e)
+	$(GO) test -race -count=1 -timeout 20m $$($(GO) list ./... | grep -v -e /internal/e2e -e /internal/simulate)
+	$(GO) test -count=1 -timeout 20m -v ./internal/simulate
 	NIXBASTION_BIN=$(CURDIR)/bin/nixbastion $(GO) test -count=1 -timeout 20m -skip '^TestSoak' ./internal/e2e
 
 # The counts that a release must stand, with default time-outs.
@@ -29,6 +30,7 @@ soak: build
 	NIXBASTION_BIN=$(CURDIR)/bin/nixbastion NIXBASTION_SOAK=1 $(GO) test -count=1 -timeout 120m -v -run '^TestSoak' ./internal/e2e
 	NIXBASTION_SOAK=1 $(GO) test -race -count=1 -timeout 60m -v -run 'Kill' ./cache
 	NIXBASTION_SOAK=1 $(GO) test -count=1 -timeout 30m -v -run 'Many' ./cache
+	NIXBASTION_SOAK=1 $(GO) test -count=1 -timeout 60m -v -run 'Placement' ./internal/simulate
 
 demo: build
 	NIXBASTION_BIN=$(CURDIR)/bin/nixbastion $(GO) run ./internal/demo

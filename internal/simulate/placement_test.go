@@ -70,10 +70,10 @@ func (c carried) sums(t *testing.T, title string, policies []string) map[string]
 // made with, the others were never looked at for that: they show that it was not
 // made for the seeds.
 func TestPlacementBeatsAHubAndIsNearTheBound(t *testing.T) {
-	seeds, lucks := 20, 4
+	seeds, lucks := 20, 3
 	policies := []string{Hub, Ours}
-	if os.Getenv("NIXBASTION_SOAK") == "1" {
-		seeds, lucks = 20, 8
+	if soak() {
+		lucks = 8
 		policies = []string{Plain, RoundRobin, LeastConnections, Hub, Ours, Clairvoyant}
 	}
 	tuned := carry(t, policies, 1000, seeds, lucks, Shape{}).sums(t, "20 seeds", policies)
@@ -97,26 +97,32 @@ func atMost(t *testing.T, what string, got, most float64) {
 }
 
 // What is unlike the common trace: slow links, nothing known beforehand, one client,
-// and many.
+// and many. A few traces show nothing of a hub, which chance moves far: only the soak
+// compares with one.
 func TestPlacementIsGoodForOtherTraces(t *testing.T) {
-	seeds, lucks := 4, 1
-	if os.Getenv("NIXBASTION_SOAK") == "1" {
-		seeds, lucks = 10, 4
+	seeds, lucks, policies := 4, 1, []string{Ours}
+	if soak() {
+		seeds, lucks, policies = 10, 4, []string{Hub, Ours}
 	}
-	policies := []string{Hub, Ours}
 	for _, c := range []struct {
-		name  string
-		shape Shape
-		most  float64 // makespan by the bound, mean
+		name           string
+		shape          Shape
+		byBound, byHub float64 // makespan
 	}{
-		{"links of 12 MB/s", Shape{Link: 12 * mega}, 1.35},
-		{"no history", Shape{Unheard: true}, 1.25},
-		{"one client", Shape{Clients: 1}, 1.15},
-		{"20 clients", Shape{Clients: 20}, 1.15},
+		{"links of 12 MB/s", Shape{Link: 12 * mega}, 1.35, 0.75},
+		{"no history", Shape{Unheard: true}, 1.25, 0.75},
+		{"one client", Shape{Clients: 1}, 1.15, 0.75},
+		{"20 clients", Shape{Clients: 20}, 1.15, 0.75},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			sums := carry(t, policies, 1000, seeds, lucks, c.shape).sums(t, c.name, policies)
-			atMost(t, "makespan by the bound, mean", sums[Ours].Ratio, c.most)
+			atMost(t, "makespan by the bound", sums[Ours].Ratio, c.byBound)
+			if hub, compared := sums[Hub]; compared {
+				atMost(t, "makespan by that of a hub", float64(sums[Ours].Makespan)/float64(hub.Makespan), c.byHub)
+			}
 		})
 	}
 }
+
+// soak says that the long form is wanted: all policies, and more of everything.
+func soak() bool { return os.Getenv("NIXBASTION_SOAK") == "1" }
