@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -103,3 +104,35 @@ func TestALostClientsBuildEndsInTime(t *testing.T) {
 	}
 	awaitBuilds(t, w.builder, 0, patience)
 }
+
+// Whoever interrupts Nix has left, however much the build prints: Nix kills its ssh with
+// bytes unread, for which the kernel resets the connection. Guards against loud builds
+// of people who gave up that linger.
+func TestAnInterruptedClientIsNotLost(t *testing.T) {
+	bed := testbed.ForTest(t)
+	key := bed.UserKey("alice")
+	builder := bed.MustStart(t, testbed.HostSpec{Name: "builder", Kind: testbed.Builder})[0]
+	proxy := startProxy(t, bed, world.ProxySpec{
+		Builders:   []world.Builder{{Host: builder}},
+		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},
+	})
+	for _, v := range versions {
+		client := bed.MustStart(t, testbed.HostSpec{Name: "client-" + word(v), Kind: testbed.Client, Nix: v, Keys: []testbed.Key{key}})[0]
+		setMachines(t, client, proxy.Machine(key))
+		for i, script := range []string{"sleep 300", loudScript, loudScript, loudScript} {
+			d := testbed.Derivation{Name: fmt.Sprintf("given-up-%d-%s", i, word(v)), Script: script}
+			mark := proxy.Mark()
+			run, _ := startWatched(t, client, d)
+			awaitBuilds(t, builder, 1, patience)
+			client.MustShell(t, "pkill -INT nix-build")
+			ended := waitLine(t, proxy, mark, world.Message("ssh connection ended", "addr", client.Addr().String()))
+			awaitBuilds(t, builder, 0, 10*time.Second)
+			if reason := ended.Text("reason"); reason != "" {
+				t.Errorf("%s: a client that was interrupted is lost: %s", v, reason)
+			}
+			run.mustFail(t)
+		}
+	}
+}
+
+const loudScript = "while :; do echo this line is one of very many >&2; done"
