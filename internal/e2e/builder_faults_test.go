@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"os"
@@ -14,8 +15,8 @@ import (
 	"nixbastion/internal/world"
 )
 
-// A ward is a client and two builders that are known to each other's successors:
-// whatever breaks is restarted.
+// A ward is a client and two builders. Whatever breaks there is restarted, and known
+// to the others as before.
 type ward struct {
 	bed      *testbed.Bed
 	proxy    *world.Proxy
@@ -40,16 +41,28 @@ exec nix-daemon --stdio
 `
 )
 
-func startWard(t *testing.T) *ward {
+// damager is run by the daemon after each build, and writes into what is registered
+// already if damageFlag is there: the disk then gives back other bytes.
+const (
+	damager     = "/usr/local/bin/damager"
+	damageFlag  = "/tmp/damage"
+	damagerText = `#!/bin/sh
+test -e ` + damageFlag + ` || exit 0
+for out in $OUT_PATHS; do
+  chmod -R u+w $out
+  printf damaged | dd of=$out/file1 bs=1 seek=100 conv=notrunc status=none
+done
+`
+)
+
+// startWard starts one with more lines of the policy.
+func startWard(t *testing.T, policy string) *ward {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), "garbler")
-	if err := os.WriteFile(file, []byte(garblerText), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	binds := map[string]string{garbler: program(t, garblerText), damager: program(t, damagerText)}
 	bed := testbed.ForTest(t)
 	key := bed.UserKey("alice")
 	builder := func(name string) testbed.HostSpec {
-		return testbed.HostSpec{Name: name, Kind: testbed.Builder, Binds: map[string]string{garbler: file},
+		return testbed.HostSpec{Name: name, Kind: testbed.Builder, Binds: binds, NixConf: []string{"post-build-hook = " + damager},
 			Authorize: map[string][]testbed.Key{testbed.TrustedAccount: {world.BuilderKey(bed, "proxy")}}}
 	}
 	hosts := bed.MustStart(t, builder("b1"), builder("b2"), testbed.HostSpec{Name: "client", Kind: testbed.Client, Keys: []testbed.Key{key}})
@@ -57,10 +70,21 @@ func startWard(t *testing.T) *ward {
 	w.proxy = startProxy(t, bed, world.ProxySpec{
 		Builders:   []world.Builder{{Host: hosts[0]}, {Host: hosts[1]}},
 		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},
+		Extra:      policy,
 	})
 	setMachines(t, w.client, w.proxy.Machine(key))
 	w.client.MustShell(t, "yes input | head -c 3000000 >/root/input")
 	return w
+}
+
+// program makes a file of this machine that hosts can bind and run.
+func program(t *testing.T, text string) (file string) {
+	t.Helper()
+	file = filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(file, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }
 
 // A breakage is what happens to a builder in the middle of a build.
@@ -71,6 +95,8 @@ type breakage struct {
 	says []string
 	// remoteProgram is what the proxy starts on the builders; "" is Nix's own.
 	remoteProgram string
+	// outputSize is that of the build, in bytes; 0 is 4 MiB.
+	outputSize int64
 }
 
 var breakages = []breakage{
@@ -82,6 +108,7 @@ var breakages = []breakage{
 	{what: "it greets in the middle", strike: sayGarbage("Broadcast message from root@builder:\n\nThe system will reboot now!\n"),
 		says: garbageWords, remoteProgram: garbler},
 	{what: "it says nonsense", strike: sayGarbage(word64(0x6f6c6d67) + word64(1<<62)), says: garbageWords, remoteProgram: garbler},
+	{what: "its disk gives other bytes", strike: damageOutput, says: []string{"hash", "bytes", "announced"}, outputSize: 20_000},
 	{what: "it stands still", strike: freeze, says: silentWords},
 	{what: "its cable is pulled", strike: pullCable, says: silentWords},
 }
@@ -89,14 +116,14 @@ var breakages = []breakage{
 var (
 	lostWords    = []string{"ended", "lost", "reset", "closed"}
 	garbageWords = []string{"text instead of", "unexpected", "expected", "larger than", "limit", "unknown", "got"}
-	silentWords  = []string{"no sign of life", "silent", "does not answer", "hangs"}
+	silentWords  = []string{"sign of life", "silent", "does not answer"}
 )
 
 // Whatever breaks on a builder in the middle of a build, the client has its result
 // from another builder and reads what happened. Guards against failures that only
 // the proxy can mend: after its upload a client never looks for another machine.
 func TestBuildSurvivesItsBuilder(t *testing.T) {
-	w := startWard(t)
+	w := startWard(t, "scheduling: {hung_after: 3s}\n")
 	for _, b := range breakages {
 		t.Run(b.what, func(t *testing.T) { w.survive(t, b) })
 	}
@@ -105,7 +132,7 @@ func TestBuildSurvivesItsBuilder(t *testing.T) {
 func TestSoakBuildSurvivesItsBuilder(t *testing.T) {
 	onlyInSoak(t)
 	const rounds = 20
-	w := startWard(t)
+	w := startWard(t, "") // with the times that the proxy has by itself
 	for _, b := range breakages {
 		t.Run(b.what, func(t *testing.T) {
 			line := counted(t)
@@ -129,7 +156,7 @@ func (w *ward) survive(t *testing.T, b breakage) (took time.Duration) {
 	w.awaitBoth(t)
 	w.builds++
 	d := gated(fmt.Sprintf("survivor%d", w.builds))
-	d.Sources, d.KeepInputs, d.OutputSize = []string{"/root/input"}, true, 4<<20
+	d.Sources, d.KeepInputs, d.OutputSize = []string{"/root/input"}, true, cmp.Or(b.outputSize, 4<<20)
 	w.running = d.Name
 	run, log := startWatched(t, w.client, d)
 	victim, other := w.whereItRuns(t)
@@ -281,6 +308,12 @@ func fillDisk(t *testing.T, w *ward, victim *testbed.Host) {
 	openGate(t, victim, w.running)
 }
 
+// damageOutput spoils what the build makes, which then goes on.
+func damageOutput(t *testing.T, w *ward, victim *testbed.Host) {
+	victim.MustShell(t, "touch "+damageFlag)
+	openGate(t, victim, w.running)
+}
+
 func sayGarbage(text string) func(*testing.T, *ward, *testbed.Host) {
 	return func(t *testing.T, _ *ward, victim *testbed.Host) {
 		if err := victim.WriteFile(t.Context(), garbageFile, []byte(text)); err != nil {
@@ -298,5 +331,33 @@ func freeze(t *testing.T, _ *ward, victim *testbed.Host) {
 func pullCable(t *testing.T, _ *ward, victim *testbed.Host) {
 	if err := victim.Cut(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// An sshd that allows little is used as far as it goes: no build fails of it. Guards
+// against builders that are given up, or builds, because of a server's usual limits.
+func TestBuilderWhoseServerAllowsLittle(t *testing.T) {
+	const slots = 4
+	bed := testbed.ForTest(t)
+	key := bed.UserKey("alice")
+	hosts := bed.MustStart(t,
+		testbed.HostSpec{Name: "strict", Kind: testbed.Builder, MaxJobs: slots, SSHD: []string{"MaxSessions 1", "MaxStartups 1:100:1"}},
+		testbed.HostSpec{Name: "client", Kind: testbed.Client, Keys: []testbed.Key{key}})
+	builder, client := hosts[0], hosts[1]
+	proxy := startProxy(t, bed, world.ProxySpec{
+		Builders:   []world.Builder{{Host: builder, MaxJobs: slots}},
+		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},
+	})
+	setMachines(t, client, proxy.Machine(key))
+	all := testbed.Numbered(16, testbed.Derivation{Name: "patient", Work: time.Second})
+	run := startBuild(t, client, writeExpression(t, client, all...), namesOf(all))
+	run.mustSucceed(t)
+	records, err := builder.BuildRecords(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d builds took %v, at most %d at once", len(records), run.took, testbed.PeakBuilds(records))
+	if len(records) != len(all) || testbed.PeakBuilds(records) < 2 {
+		t.Errorf("%d builds ran, at most %d at once; want %d, and some beside others", len(records), testbed.PeakBuilds(records), len(all))
 	}
 }
