@@ -35,6 +35,7 @@ func startHousehold(t *testing.T) *household {
 	c.proxy = startProxy(t, bed, world.ProxySpec{
 		Builders:   []world.Builder{{Host: c.builder, MaxJobs: 1}},
 		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},
+		Extra:      "scheduling: {linger: 0s}\n",
 	})
 	for _, client := range c.clients() {
 		setMachines(t, client, c.proxy.Machine(key))
@@ -93,6 +94,10 @@ func TestBuildsBelongToThoseWhoWait(t *testing.T) {
 	t.Run("killed client", c.testKilled)
 	t.Run("reset connection", c.testReset)
 	t.Run("closed channel", c.testClosedChannel)
+	withPolicy(t, c.proxy, func(spec *world.ProxySpec) { spec.Extra = "scheduling: {linger: 1m}\n" })
+	t.Run("a client that was lost finds its build", c.testLingering)
+	t.Run("a laptop that took a nap", c.testAsleep)
+	t.Run("nothing lingers for a client that was killed", c.testKilled)
 }
 
 // startShared has all three clients ask for one build, one after the other.
@@ -158,22 +163,66 @@ func (c *household) wantBuildToEnd(t *testing.T, how string) {
 
 // Guards against builds that run on for nobody and keep the slot.
 func (c *household) testKilled(t *testing.T) {
-	run, log := startWatched(t, c.anna, gated("killed"))
+	run, log := startWatched(t, c.anna, gated(fmt.Sprintf("killed%d", expressions.Add(1))))
 	awaitText(t, c.anna, log, "before the gate")
 	run.kill()
 	c.wantBuildToEnd(t, "client killed")
 }
 
 func (c *household) testReset(t *testing.T) {
-	machine := c.proxy.Machine(c.key)
-	machine.Store, machine.HostKey = "ssh-ng://anna", hostKeyField(c.proxy)
-	setMachines(t, c.anna, machine)
-	defer setMachines(t, c.anna, c.proxy.Machine(c.key))
+	defer c.throughRelay(t)()
 	run, log := startWatched(t, c.anna, gated("reset"))
 	awaitText(t, c.anna, log, "before the gate")
 	c.relayToProxy.Reset()
 	c.wantBuildToEnd(t, "connection reset")
 	run.mustFail(t)
+}
+
+// throughRelay has anna reach the proxy over the relay, until undo is called.
+func (c *household) throughRelay(t *testing.T) (undo func()) {
+	t.Helper()
+	machine := c.proxy.Machine(c.key)
+	machine.Store, machine.HostKey = "ssh-ng://anna", hostKeyField(c.proxy)
+	setMachines(t, c.anna, machine)
+	return func() { setMachines(t, c.anna, c.proxy.Machine(c.key)) }
+}
+
+// Guards against hours of work that a moment without network costs.
+func (c *household) testLingering(t *testing.T) {
+	defer c.throughRelay(t)()
+	d := gated("lingering")
+	run, log := startWatched(t, c.anna, d)
+	awaitText(t, c.anna, log, "before the gate")
+	mark := c.proxy.Mark()
+	c.relayToProxy.Reset()
+	run.mustFail(t)
+	waitLine(t, c.proxy, mark, world.Message("ssh connection ended", "addr", c.anna.Addr().String()))
+	c.askAgain(t, d)
+}
+
+// askAgain has anna ask for a build that must still run, and end then.
+func (c *household) askAgain(t *testing.T, d testbed.Derivation) {
+	t.Helper()
+	run, log := startWatched(t, c.anna, d)
+	awaitText(t, c.anna, log, "before the gate") // which it had said before
+	c.wantShared(t, d, []*testbed.Host{c.anna}, []*running{run}, []string{log})
+}
+
+// A nap that is shorter than the keep-alive's time costs nothing, not even the
+// connection.
+func (c *household) testAsleep(t *testing.T) {
+	d := gated("asleep")
+	run, log := startWatched(t, c.anna, d)
+	awaitText(t, c.anna, log, "before the gate")
+	if err := c.anna.Cut(); err != nil {
+		t.Fatal(err)
+	}
+	openGate(t, c.builder, d.Name)
+	awaitBuilds(t, c.builder, 0, patience)
+	if err := c.anna.Restore(); err != nil {
+		t.Fatal(err)
+	}
+	c.wantShared(t, d, []*testbed.Host{c.anna}, []*running{run}, []string{log})
 }
 
 // With a shared ControlMaster a client that goes leaves its connection behind,
