@@ -114,7 +114,7 @@ var breakages = []breakage{
 }
 
 var (
-	lostWords    = []string{"ended", "lost", "reset", "closed"}
+	lostWords    = []string{"ended", "lost", "reset", "closed", "disconnected"}
 	garbageWords = []string{"text instead of", "unexpected", "expected", "larger than", "limit", "unknown", "got"}
 	silentWords  = []string{"sign of life", "silent", "does not answer"}
 )
@@ -153,7 +153,7 @@ func (w *ward) survive(t *testing.T, b breakage) (took time.Duration) {
 			}
 		})
 	}
-	w.awaitBoth(t)
+	w.beginAnew(t)
 	w.builds++
 	d := gated(fmt.Sprintf("survivor%d", w.builds))
 	d.Sources, d.KeepInputs, d.OutputSize = []string{"/root/input"}, true, cmp.Or(b.outputSize, 4<<20)
@@ -230,15 +230,21 @@ func (w *ward) heal(t *testing.T, victim *testbed.Host) {
 	}
 }
 
-// awaitBoth waits until both builders have builds at once: one that was broken is
-// left alone for a while.
-func (w *ward) awaitBoth(t *testing.T) {
+// beginAnew restarts the proxy, which would leave alone for a while what broke
+// before, and waits until both builders have builds at once.
+func (w *ward) beginAnew(t *testing.T) {
 	t.Helper()
+	if err := w.proxy.Terminate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.proxy.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	w.builds++
 	pair := testbed.Numbered(2, testbed.Derivation{Name: fmt.Sprintf("pair%d-", w.builds), Script: "while test ! -e /tmp/gate.pair; do sleep 0.05; done"})
 	run := startBuild(t, w.client, writeExpression(t, w.client, pair...), namesOf(pair))
 	for _, b := range w.builders {
-		awaitBuilds(t, b, 1, 30*time.Second)
+		awaitBuilds(t, b, 1, patience)
 	}
 	for _, b := range w.builders {
 		openGate(t, b, "pair")
