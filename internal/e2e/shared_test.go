@@ -94,10 +94,7 @@ func TestBuildsBelongToThoseWhoWait(t *testing.T) {
 	t.Run("killed client", c.testKilled)
 	t.Run("reset connection", c.testReset)
 	t.Run("closed channel", c.testClosedChannel)
-	withPolicy(t, c.proxy, func(spec *world.ProxySpec) { spec.Extra = "scheduling: {linger: 1m}\n" })
-	t.Run("a client that was lost finds its build", c.testLingering)
 	t.Run("a laptop that took a nap", c.testAsleep)
-	t.Run("nothing lingers for a client that was killed", c.testKilled)
 }
 
 // startShared has all three clients ask for one build, one after the other.
@@ -163,7 +160,7 @@ func (c *household) wantBuildToEnd(t *testing.T, how string) {
 
 // Guards against builds that run on for nobody and keep the slot.
 func (c *household) testKilled(t *testing.T) {
-	run, log := startWatched(t, c.anna, gated(fmt.Sprintf("killed%d", expressions.Add(1))))
+	run, log := startWatched(t, c.anna, gated("killed"))
 	awaitText(t, c.anna, log, "before the gate")
 	run.kill()
 	c.wantBuildToEnd(t, "client killed")
@@ -185,27 +182,6 @@ func (c *household) throughRelay(t *testing.T) (undo func()) {
 	machine.Store, machine.HostKey = "ssh-ng://anna", hostKeyField(c.proxy)
 	setMachines(t, c.anna, machine)
 	return func() { setMachines(t, c.anna, c.proxy.Machine(c.key)) }
-}
-
-// Guards against hours of work that a moment without network costs.
-func (c *household) testLingering(t *testing.T) {
-	defer c.throughRelay(t)()
-	d := gated("lingering")
-	run, log := startWatched(t, c.anna, d)
-	awaitText(t, c.anna, log, "before the gate")
-	mark := c.proxy.Mark()
-	c.relayToProxy.Reset()
-	run.mustFail(t)
-	waitLine(t, c.proxy, mark, world.Message("ssh connection ended", "addr", c.anna.Addr().String()))
-	c.askAgain(t, d)
-}
-
-// askAgain has anna ask for a build that must still run, and end then.
-func (c *household) askAgain(t *testing.T, d testbed.Derivation) {
-	t.Helper()
-	run, log := startWatched(t, c.anna, d)
-	awaitText(t, c.anna, log, "before the gate") // which it had said before
-	c.wantShared(t, d, []*testbed.Host{c.anna}, []*running{run}, []string{log})
 }
 
 // A nap that is shorter than the keep-alive's time costs nothing, not even the
