@@ -25,10 +25,22 @@ func TestSoakGarbageCollectorTakesNoInputs(t *testing.T) {
 // small.
 var collectAlways = []string{"min-free = 1099511627776", "max-free = 1099511627776", "min-free-check-interval = 0"}
 
-const (
-	collectorDisk = 600 << 20
-	collectorLoop = "while :; do nix-store --gc >/dev/null 2>&1; echo collected >>/tmp/collections; sleep 0.05; done"
-)
+const collectorDisk = 600 << 20
+
+// commonInputs are files that all builds need. Builders get them by other ways, too,
+// so that they are there now and then and nobody's.
+const commonInputs = 6
+
+// makeCommon makes the same files on every host.
+var makeCommon = fmt.Sprintf("mkdir -p /root/in; cd /root/in; for n in $(seq %d); do yes common$n | head -c 100000 >common$n; done", commonInputs)
+
+// collectorLoop collects all the time, and brings the common inputs in between.
+const collectorLoop = `cd /root/in; while :; do
+	nix-store --add common* >/dev/null 2>&1
+	sleep 0.1
+	nix-store --gc >/dev/null 2>&1
+	echo collected >>/tmp/collections
+done`
 
 func testCollector(t *testing.T, builds int) {
 	bed := testbed.ForTest(t)
@@ -45,7 +57,7 @@ func testCollector(t *testing.T, builds int) {
 		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},
 	})
 	for _, b := range builders {
-		b.MustShell(t, fmt.Sprintf("mount -o remount,size=%d /nix", collectorDisk))
+		b.MustShell(t, fmt.Sprintf("set -e; mount -o remount,size=%d /nix; %s", collectorDisk, makeCommon))
 		startScriptFor(t, longPatience, b, collectorLoop)
 	}
 	var runs []*running
@@ -62,7 +74,7 @@ func testCollector(t *testing.T, builds int) {
 	for _, b := range builders {
 		collections := strings.Count(b.MustShell(t, "cat /tmp/collections"), "collected")
 		t.Logf("%s collected garbage %d times", b.Name(), collections)
-		if collections < builds/4 {
+		if collections < builds/8 {
 			t.Errorf("%s collected garbage %d times in %d builds: little was shown", b.Name(), collections, builds)
 		}
 	}
@@ -71,16 +83,20 @@ func testCollector(t *testing.T, builds int) {
 	}
 }
 
-// layered are builds of which each needs two files of its own, one that all have,
-// and the output of an earlier one.
+// layered are builds of which each needs the common inputs, a large file of its own
+// that is sent while those lie there, and the output of an earlier one. It looks for
+// all of them once more at its end.
 func layered(t *testing.T, client *testbed.Host, prefix string, n int) []testbed.Derivation {
 	t.Helper()
-	const width, size = 8, 512 << 10
-	client.MustShell(t, fmt.Sprintf(
-		"set -e; mkdir /root/in; cd /root/in; for f in common $(seq %d); do yes \"%s $f\" | head -c %d >$f; yes \"%[2]s $f more\" | head -c %[3]d >$f.more; done", n, prefix, size))
-	all := testbed.Numbered(n, testbed.Derivation{Name: prefix, KeepInputs: true, OutputSize: size})
+	const width, own, output = 8, 1 << 20, 256 << 10
+	client.MustShell(t, fmt.Sprintf("set -e; %s; for n in $(seq %d); do yes %s$n | head -c %d >$n; done", makeCommon, n, prefix, own))
+	all := testbed.Numbered(n, testbed.Derivation{Name: prefix, KeepInputs: true, OutputSize: output,
+		Script: `sleep 0.5; for i in $inputs; do test -e $i || { echo "$i was taken away" >&2; exit 1; }; done`})
 	for i := range all {
-		all[i].Sources = []string{"/root/in/common", fmt.Sprintf("/root/in/%d", i+1), fmt.Sprintf("/root/in/%d.more", i+1)}
+		all[i].Sources = []string{fmt.Sprintf("/root/in/%d", i+1)}
+		for n := range commonInputs {
+			all[i].Sources = append(all[i].Sources, fmt.Sprintf("/root/in/common%d", n+1))
+		}
 		if i >= width {
 			all[i].Inputs = []string{all[i-width].Name}
 		}
