@@ -7,6 +7,11 @@
 //	make bench
 //	NIXBASTION_BIN=$PWD/bin/nixbastion go run ./internal/bench -only ping,build -rounds 9
 //
+// With several builders and clients it compares where builds go and when they are
+// done, and the models of internal/simulate with real hosts:
+//
+//	NIXBASTION_BIN=$PWD/bin/nixbastion go run ./internal/bench fleet -story mixed
+//
 // # What makes it fair
 //
 // All ways begin at the same client and end at the same builder, and take

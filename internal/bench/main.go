@@ -25,6 +25,9 @@ func main() {
 	if len(args) > 0 && args[0] == discard {
 		start, args = func(ctx context.Context, args []string, _, _ io.Writer) error { return runDiscard(ctx, args) }, args[1:]
 	}
+	if len(args) > 0 && args[0] == fleetWord {
+		start, args = runFleet, args[1:]
+	}
 	if err := start(ctx, args, os.Stdout, os.Stderr); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return

@@ -210,34 +210,68 @@ func overlap(t *testing.T, builders ...*testbed.Host) (peak, ran int) {
 func TestS17SpeedFactorSharesTheWork(t *testing.T) {
 	y := startYard(t)
 	withPolicy(t, y.proxy, func(spec *world.ProxySpec) { spec.Builders[0].SpeedFactor = quickSpeed })
-	const each, clients, tolerance = 18, 2, 0.15
+	y.wantShares(t, y.share(t, "shared", 18))
+}
+
+// So it does where the policy has it the wrong way round, after some builds: speed is
+// learned. Guards against a fleet that is as good as the guesses of who wrote it down.
+func TestS17WrongSpeedFactorIsFoundOut(t *testing.T) {
+	y := startYard(t)
+	withPolicy(t, y.proxy, func(spec *world.ProxySpec) { spec.Builders[1].SpeedFactor = quickSpeed })
+	first := y.share(t, "mistaken", 12)
+	t.Logf("at first the quick builder ran %d builds and the slow one %d", first["quick"], first["slow"])
+	y.wantShares(t, y.share(t, "mistaken", 18))
+}
+
+// share has two clients ask for equal builds, each for so many, and returns how many
+// each builder ran.
+func (y *yard) share(t *testing.T, name string, each int) (ran map[string]int) {
+	t.Helper()
+	const clients = 2
+	ran = map[string]int{}
+	for _, b := range y.builders {
+		ran[b.Name()] = -len(y.records(t, b))
+	}
 	var runs []*running
-	for n, client := range y.clients[:clients] {
+	for _, client := range y.clients[:clients] {
 		setMachines(t, client, y.proxy.Machine(y.key))
-		all := testbed.Numbered(each, testbed.Derivation{Name: fmt.Sprintf("shared%d-", n+1), Work: 3 * time.Second})
+		// Equal builds are those of one name, in whatever version.
+		all := testbed.Numbered(each, testbed.Derivation{Name: fmt.Sprintf("%s-%d_", name, expressions.Add(1)), Work: 3 * time.Second})
 		runs = append(runs, startBuild(t, client, writeExpression(t, client, all...), namesOf(all)))
 	}
 	for _, r := range runs {
 		r.mustSucceed(t)
 	}
-	ran := map[string]int{}
 	for _, b := range y.builders {
-		records, err := b.BuildRecords(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		ran[b.Name()] = len(records)
-		for _, r := range records {
-			if waited := r.Started.Sub(r.Arrived); waited > time.Second {
-				t.Errorf("%s waited %v for a slot of %s: it was overloaded", r.Name, waited, b.Name())
-			}
+		ran[b.Name()] += len(y.records(t, b))
+	}
+	if sum := ran["quick"] + ran["slow"]; sum != each*clients {
+		t.Fatalf("%d builds ran, want %d", sum, each*clients)
+	}
+	return ran
+}
+
+// records are the builds that ended on a builder, none of which may have waited there.
+func (y *yard) records(t *testing.T, b *testbed.Host) []testbed.BuildRecord {
+	t.Helper()
+	records, err := b.BuildRecords(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range records {
+		if waited := r.Started.Sub(r.Arrived); waited > time.Second {
+			t.Errorf("%s waited %v for a slot of %s: it was overloaded", r.Name, waited, b.Name())
 		}
 	}
-	const total = each * clients
-	if sum := ran["quick"] + ran["slow"]; sum != total {
-		t.Fatalf("%d builds ran, want %d", sum, total)
-	}
-	want := total * quickSpeed / (quickSpeed + 1.0)
+	return records
+}
+
+// wantShares wants of each builder what its real speed is worth.
+func (y *yard) wantShares(t *testing.T, ran map[string]int) {
+	t.Helper()
+	const tolerance = 0.15
+	total := ran["quick"] + ran["slow"]
+	want := float64(total) * quickSpeed / (quickSpeed + 1.0)
 	t.Logf("the quick builder ran %d of %d, its share is %.1f", ran["quick"], total, want)
 	if off := float64(ran["quick"])/want - 1; off > tolerance || off < -tolerance {
 		t.Errorf("the quick builder ran %d of %d, want %.1f ± %.0f %%", ran["quick"], total, want, 100*tolerance)

@@ -37,8 +37,10 @@ var mayImport = map[string][]string{
 	"internal/testbed":       {},
 	"internal/world":         {"internal/testbed"},
 	"internal/demo":          {"internal/testbed", "internal/world"},
-	"internal/bench":         {"internal/testbed", "internal/world", "internal/nix", "internal/nix/worker"}, // one of its clients is its own
-	"internal/e2e":           {"internal/testbed", "internal/world"},
+	"internal/fleet":         {"internal/testbed", "internal/world", "internal/simulate"}, // it carries the traces that the models carry
+	"internal/bench": {"internal/testbed", "internal/world", "internal/fleet", "internal/simulate",
+		"internal/nix", "internal/nix/worker"}, // one of its clients is its own
+	"internal/e2e": {"internal/testbed", "internal/world"},
 }
 
 // onlyIn names packages from outside that one package of ours alone may import,

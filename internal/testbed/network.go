@@ -31,10 +31,18 @@ func makeBridge(ctx context.Context, n *netns) error {
 // boot calls it, before anybody else has the host.
 func (h *Host) plugIn(ctx context.Context) error {
 	err := ip(ctx, h.bed.net,
-		fmt.Sprintf("link add %s type veth peer name eth0 netns %d", h.cable, h.pid),
+		fmt.Sprintf("link add %s type veth peer name eth0 address %s netns %d", h.cable, h.hardwareAddr(), h.pid),
 		fmt.Sprintf("link set %s master %s up", h.cable, bridge))
 	h.plugged = err == nil
 	return err
+}
+
+// hardwareAddr stays the same over a restart, as a machine's does: its neighbours
+// remember it for longer than they wait for a connection.
+func (h *Host) hardwareAddr() net.HardwareAddr {
+	const locallyAdministered = 0x02
+	addr := h.addr.As4()
+	return append(net.HardwareAddr{locallyAdministered, 0}, addr[:]...)
 }
 
 // unplug removes the cable of a dead host. Its namespace is still there, held

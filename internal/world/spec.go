@@ -42,7 +42,9 @@ type ProxySpec struct {
 	// is "0s": what is down is down.
 	StartupGrace string
 	// Extra are more lines of the policy file, at its top level. With scheduling
-	// among them StartupGrace does not count.
+	// among them StartupGrace does not count. Without load among them no builder is
+	// looked at: hosts share a kernel, so that what one is told of its load is that of
+	// the machine.
 	Extra string
 	// Env is added to the proxy's environment: "GOGC=100".
 	Env []string
@@ -184,6 +186,9 @@ func (s ProxySpec) Policy(bed *testbed.Bed) string {
 	y.line(0, "principals:")
 	for _, p := range s.Principals {
 		p.write(&y)
+	}
+	if !strings.Contains("\n"+s.Extra, "\nload:") {
+		y.line(0, "load: off")
 	}
 	return y.String() + s.Extra
 }
