@@ -317,7 +317,30 @@ func (k *keeper) removeClaimed(keys []key, paths map[key]nix.StorePath) error {
 		}
 		claimed = append(claimed, name)
 	}
+	for _, name := range keys {
+		if err := k.c.unreferred(name, paths); err != nil {
+			return err
+		}
+	}
 	return k.remove(keys, nil)
+}
+
+// unreferred refuses to take what something refers to that came after the set was put
+// together, and is not going.
+func (c *Cache) unreferred(k key, going map[key]nix.StorePath) error {
+	var last key
+	for {
+		keys, err := c.index.referrersBehind(k.hashPart, last, findStep)
+		if err != nil || len(keys) == 0 {
+			return err
+		}
+		last = keys[len(keys)-1]
+		for _, r := range keys {
+			if _, goes := going[r]; !goes && refersTo(r, k) {
+				return nix.Refuse("something refers to '%s' that came just now; try again", going[k])
+			}
+		}
+	}
 }
 
 // Overview is what the store holds, as of now.

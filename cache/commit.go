@@ -17,6 +17,9 @@ type publication struct {
 	// settled is closed when an arrival is verified or failed; err is why.
 	settled chan struct{}
 	err     error
+	// queued is closed when the keeper has it: what comes to him later is published
+	// later.
+	queued chan struct{}
 	// published is closed when the path is durable, or could not be made so;
 	// publishErr is why.
 	published  chan struct{}
@@ -24,7 +27,7 @@ type publication struct {
 }
 
 func newPublication(s *spool) *publication {
-	return &publication{spool: s, settled: make(chan struct{}), published: make(chan struct{})}
+	return &publication{spool: s, settled: make(chan struct{}), queued: make(chan struct{}), published: make(chan struct{})}
 }
 
 // claim is the right to decide about a path, in all domains. While a record is

@@ -109,18 +109,58 @@ func (k *keeper) collect(first *publication) []*publication {
 }
 
 // submit hands over what was verified. A large NAR is synced alone before, so
-// that it does not hold up the small ones.
+// that it does not hold up the small ones, but for those that refer to it: no path is
+// on disk before what it refers to.
 func (k *keeper) submit(p *publication) {
-	if p.spool.size() < syncAlone {
-		k.verified <- p
+	large, before := p.spool.size() >= syncAlone, k.c.unqueued(p)
+	if !large && len(before) == 0 {
+		k.queue(p)
 		return
 	}
 	k.c.wg.Go(func() {
-		if err := p.spool.sync(); err != nil {
-			p.publishErr = err
+		if large {
+			if err := p.spool.sync(); err != nil {
+				p.publishErr = err
+			}
 		}
-		k.verified <- p
+		for _, ref := range before {
+			<-ref.queued
+		}
+		k.queue(p)
 	})
+}
+
+func (k *keeper) queue(p *publication) {
+	k.verified <- p
+	close(p.queued)
+}
+
+// unqueued are the publications of what p refers to that are verified and not with
+// the keeper yet. Each will be: it waits for nobody but those that it refers to itself.
+func (c *Cache) unqueued(p *publication) []*publication {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var found []*publication
+	for k, rec := range p.records {
+		for _, ref := range rec.info.References {
+			for _, domain := range []string{k.domain, publicDomain} {
+				other := c.pending[keyOf(domain, ref)]
+				if other != nil && other != p && !other.arriving && !isClosed(other.queued) {
+					found = append(found, other)
+				}
+			}
+		}
+	}
+	return found
+}
+
+func isClosed(c chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // do runs a task on the keeper's goroutine and waits for it. It reports false if
