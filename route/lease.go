@@ -83,6 +83,7 @@ func (l *Lease) Built() (seconds float64) {
 	}
 	if l.began {
 		seconds = l.learn(r.clock() - l.started)
+		r.estimateAgain(l.job)
 	}
 	r.works(l.place)
 	l.release()

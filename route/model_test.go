@@ -330,6 +330,9 @@ func (m *model) checkStatus(t *rapid.T) {
 	if len(status.Queue) != len(m.waiting) || m.router.waiting != len(m.waiting) {
 		t.Fatalf("%d in the queue, %d counted, want %d", len(status.Queue), m.router.waiting, len(m.waiting))
 	}
+	if jobs := len(m.router.byJob); jobs > len(m.waiting) {
+		t.Fatalf("%d jobs of %d that wait", jobs, len(m.waiting))
+	}
 	if len(m.waiting)+len(m.leases) == 0 && len(m.router.lanes)+len(m.router.principals) != 0 {
 		t.Fatalf("%d lanes and %d principals for nobody", len(m.router.lanes), len(m.router.principals))
 	}

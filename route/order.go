@@ -175,6 +175,10 @@ func (r *Router) enqueue(w *waiter) {
 	r.newest = w
 	r.waiting++
 	r.work += w.seconds
+	if r.byJob[w.req.Job] == nil {
+		r.byJob[w.req.Job] = map[*waiter]bool{}
+	}
+	r.byJob[w.req.Job][w] = true
 	for _, a := range w.req.Others {
 		r.addTurn(w, a)
 	}
@@ -184,6 +188,34 @@ func (r *Router) line(w *waiter) {
 	w.lane = r.laneOf(&w.req)
 	i, _ := slices.BinarySearchFunc(w.lane.waiters, w, (*waiter).before)
 	w.lane.waiters = slices.Insert(w.lane.waiters, i, w)
+}
+
+// estimateLimit is of how many that wait what was just learned is taken over.
+const estimateLimit = 64
+
+// estimateAgain takes over what was learned of a job for those of it that wait. No plan
+// is under way.
+func (r *Router) estimateAgain(job string) {
+	if job == "" {
+		return
+	}
+	n := 0
+	for w := range r.byJob[job] {
+		if n++; n > estimateLimit {
+			return
+		}
+		seconds, tail := r.estimates.of(job, w.req.System, r.clock())
+		r.work += seconds - w.seconds
+		for _, t := range append([]*waiter{w}, w.turns...) {
+			waiters := t.lane.waiters
+			if i, found := slices.BinarySearchFunc(waiters, t, (*waiter).before); found {
+				waiters = slices.Delete(waiters, i, i+1)
+			}
+			t.seconds, t.rank = seconds, seconds+tail
+			i, _ := slices.BinarySearchFunc(waiters, t, (*waiter).before)
+			t.lane.waiters = slices.Insert(waiters, i, t)
+		}
+	}
 }
 
 // maxTurns bounds the turns of one build.
@@ -248,6 +280,10 @@ func (r *Router) remove(w *waiter) {
 	r.unlink(w)
 	r.waiting--
 	r.work -= w.seconds
+	delete(r.byJob[w.req.Job], w)
+	if len(r.byJob[w.req.Job]) == 0 {
+		delete(r.byJob, w.req.Job)
+	}
 }
 
 func (r *Router) unline(w *waiter) {

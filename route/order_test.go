@@ -106,6 +106,37 @@ func TestWhatMostWaitsForGoesFirst(t *testing.T) {
 	}
 }
 
+// TestWhatIsLearnedCountsForThoseWhoWait guards against a queue that was put in order
+// when nothing was known, and stays so: of two jobs that wait in many builds, the long
+// one goes first as soon as one of each has ended.
+func TestWhatIsLearnedCountsForThoseWhoWait(t *testing.T) {
+	c := newClockwork(t, Options{}, linux("b1", 1))
+	names := []string{"short", "long", "short", "long", "short", "long"}
+	var all []*placed
+	for _, name := range names {
+		all = append(all, c.ask(job1(name)))
+	}
+	for i, took := range []time.Duration{time.Second, 100 * time.Second} {
+		all[i].lease.Began()
+		c.pass(took)
+		all[i].lease.Built()
+	}
+	order := ""
+	for range 4 {
+		for i, p := range all {
+			if p.lease != nil && !p.lease.released {
+				order += names[i] + " "
+				p.lease.Release()
+				break
+			}
+		}
+	}
+	expect(t, "order", order, "long long short short ")
+	if len(c.byJob) != 0 || c.work > 1e-6 || c.work < -1e-6 {
+		t.Errorf("left %d jobs and %g seconds of work", len(c.byJob), c.work)
+	}
+}
+
 // TestSharedBuildGoesWithTheFirstOfThem guards a person who waits for what a bulk
 // rebuild asked for before: it goes when the person has a turn, once, and counts for
 // the person.

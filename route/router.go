@@ -68,6 +68,7 @@ type Router struct {
 	hopeless map[*lane]bool
 	oldest   *waiter // of all that wait; the younger ones follow
 	newest   *waiter
+	byJob    map[string]map[*waiter]bool // of those that wait
 	waiting  int
 	work     float64 // of all that wait, in seconds at speed 1
 	lastSeq  uint64
@@ -90,7 +91,7 @@ func New(opts Options) *Router {
 		paths:       newPaths(positiveOr(opts.PathLimit, defaultPathLimit)),
 		estimates:   newEstimates(),
 		byName:      map[string]*place{}, paces: map[string]*pace{},
-		principals: map[string]*principal{}, lanes: map[string]*lane{}, hopeless: map[*lane]bool{},
+		principals: map[string]*principal{}, lanes: map[string]*lane{}, hopeless: map[*lane]bool{}, byJob: map[string]map[*waiter]bool{},
 	}
 	if r.now == nil {
 		r.now = time.Now
