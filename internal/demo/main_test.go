@@ -11,9 +11,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -79,7 +81,9 @@ func startDemo(t *testing.T, change func(*exec.Cmd)) *demo {
 // test if anything of it is left.
 func (d *demo) end(t *testing.T) (stdout string, status int) {
 	t.Helper()
+	buried := d.buryOrphans()
 	text, err := io.ReadAll(d.stdout)
+	buried()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,6 +101,31 @@ func (d *demo) end(t *testing.T) (stdout string, status int) {
 		}
 	}
 	return string(text), d.cmd.ProcessState.ExitCode()
+}
+
+// buryOrphans waits for the dead among what this process inherits, until stop is
+// called, as the first process of a machine does: a namespace is not gone before
+// that, and the demo waits for the end of its namespaces. The living are left for end
+// to find.
+func (d *demo) buryOrphans() (stop func()) {
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			heirs, _ := children()
+			for _, heir := range heirs {
+				if pid, err := strconv.Atoi(heir); err == nil && pid != d.cmd.Process.Pid {
+					unix.Wait4(pid, nil, unix.WNOHANG, nil)
+				}
+			}
+			select {
+			case <-quit:
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}()
+	return func() { close(quit); <-done }
 }
 
 // The demo runs to its end on real hosts, checks its own claims and leaves
