@@ -163,6 +163,9 @@ func (p *Proxy) Reload() error {
 	}
 	p.signing.begin(p.builds.fetchCtx)
 	p.apply(p.policy.Current())
+	for _, b := range p.policy.Current().Builders { // the admin may have mended it
+		p.router.Pardon(b.Name)
+	}
 	p.lookAtBuilders()
 	p.warnOfHostCertificate()
 	return nil

@@ -42,6 +42,15 @@ func (b *breaker) fault(now time.Time) time.Duration {
 	return time.Duration(min(pause, float64(longestPause)))
 }
 
+// Pardon forgets the faults of a builder and ends its suspension: somebody has seen to
+// it. An unknown name is ignored.
+func (r *Router) Pardon(builder string) {
+	r.setHealth(builder, func(h *health) {
+		h.breaker = breaker{}
+		h.until, h.suspendReason = time.Time{}, ""
+	})
+}
+
 // Fault says that a builder failed a build through no fault of the build, and why,
 // for people. It gets no builds for a while, which grows with the number of faults
 // of the last minutes, and then one at a time until [Lease.Built] or

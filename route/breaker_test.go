@@ -39,6 +39,18 @@ func TestBreakerTriesOneBuildAtATime(t *testing.T) {
 	}
 }
 
+// TestPardonEndsThePause guards an admin who has mended a builder against waiting for
+// the end of its pause.
+func TestPardonEndsThePause(t *testing.T) {
+	c := newClockwork(t, Options{}, linux("b1", 2))
+	for range 8 {
+		c.Fault("b1", "not trusted")
+	}
+	first, second := c.ask(askLinux()), c.ask(askLinux())
+	c.Pardon("b1")
+	expect(t, "pardoned", first.on()+second.on(), "b1b1")
+}
+
 // TestFaultsAreForgotten guards against a builder that is punished today for what it
 // did last week.
 func TestFaultsAreForgotten(t *testing.T) {
