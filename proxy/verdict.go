@@ -251,6 +251,9 @@ func (o *order) erred(err error, otherwise blame) outcome {
 		out.blame = blameInput
 	case errors.As(err, &fault) && fault.Kind == upstream.Refused: // the serve protocol's way to say no
 		out.blame, out.reason = o.refused(fault.Reason(), blameMatch)
+	case errors.As(err, &fault) && fault.Kind == upstream.Untrusted:
+		// Until the admin has seen to it nothing changes: to wait would only put off the
+		// sentence that says so.
 	case errors.As(err, &fault), errors.Is(err, errFalseOutput):
 		out.blame = blameBuilder
 	case errors.As(err, &remote):

@@ -127,7 +127,7 @@ func TestErrorsTellWhoseFaultTheyAre(t *testing.T) {
 	}{
 		"lost":             {lost(upstream.Lost, "connection lost"), blameBuild, blameBuilder},
 		"corrupt":          {lost(upstream.Protocol, "daemon session broken"), blameBuild, blameBuilder},
-		"untrusted":        {lost(upstream.Untrusted, "must be in trusted-users"), blameMatch, blameBuilder},
+		"untrusted":        {lost(upstream.Untrusted, "must be in trusted-users"), blameBuild, blameMatch},
 		"serve, disk":      {lost(upstream.Refused, "'nix-store --serve' gave up AddToStoreNar: error: writing to file: No space left on device"), blameBuild, blameBuilder},
 		"serve, other":     {lost(upstream.Refused, "'nix-store --serve' gave up AddToStoreNar: error: no"), blameBuild, blameMatch},
 		"upload, disk":     {&nix.RemoteError{Message: "error: writing to file: No space left on device"}, blameMatch, blameBuilder},
