@@ -9,10 +9,10 @@ import (
 const (
 	// planBudget bounds what one plan reckons, in pairs of request and builder: some
 	// fifty microseconds. beyondBudget is for what comes behind that.
-	planBudget   = 6_000
-	beyondBudget = 3_000
+	planBudget   = 3_000
+	beyondBudget = 1_500
 	// weighBudget bounds what it weighs anew, in inputs.
-	weighBudget = 20_000
+	weighBudget = 10_000
 	// asideLimit is how many of a lane are looked at whose builders are all busy: what
 	// they will take counts for others.
 	asideLimit = 32
