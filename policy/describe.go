@@ -188,7 +188,7 @@ func (t *description) jumpTexts(targets []JumpTarget) []string {
 	all := make([]string, len(targets))
 	for i, target := range targets {
 		all[i] = target.meaning()
-		if b := t.pol.builderNamed(target.Builder); b != nil {
+		if b := t.pol.BuilderNamed(target.Builder); b != nil {
 			all[i] = fmt.Sprintf("builder %s (%s)", b.Name, b.Address)
 		}
 	}

@@ -295,7 +295,7 @@ func checkJump(t *testing.T, pol *Policy, q Principal) {
 		if err != nil || again != target {
 			t.Fatalf("%+v is written %s, which is %+v, %v", target, target, again, err)
 		}
-		if target.Port == 0 && target.isEverywhere() || target.Builder != "" && pol.builderNamed(target.Builder) == nil {
+		if target.Port == 0 && target.isEverywhere() || target.Builder != "" && pol.BuilderNamed(target.Builder) == nil {
 			t.Fatalf("target %+v", target)
 		}
 	}

@@ -192,7 +192,7 @@ func (t JumpTarget) String() string {
 // whether there is anything to jump to.
 func (d *decoder) jumpBuilders() {
 	for _, r := range d.jumps {
-		b := d.pol.builderNamed(r.builder)
+		b := d.pol.BuilderNamed(r.builder)
 		switch {
 		case b == nil:
 			d.mistake(r.at, "builders are: "+strings.Join(d.pol.builderNames(), ", ")+"; any other host needs its port, as "+quote(r.builder+":22"),
@@ -203,7 +203,8 @@ func (d *decoder) jumpBuilders() {
 	}
 }
 
-func (p *Policy) builderNamed(name string) *Builder {
+// BuilderNamed returns the builder of a name, nil if there is none.
+func (p *Policy) BuilderNamed(name string) *Builder {
 	for i := range p.Builders {
 		if p.Builders[i].Name == name {
 			return &p.Builders[i]

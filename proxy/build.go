@@ -251,10 +251,6 @@ var (
 
 // mustMatch reports whether inputs that the builder holds must have our bytes.
 func (t *tries) mustMatch(builder string) bool {
-	for _, b := range t.policy.Current().Builders {
-		if b.Name == builder {
-			return b.Content != policy.ContentAccept
-		}
-	}
-	return true // removed meanwhile: the strict way
+	b := t.policy.Current().BuilderNamed(builder)
+	return b == nil || b.Content != policy.ContentAccept // removed meanwhile: the strict way
 }

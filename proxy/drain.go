@@ -138,6 +138,8 @@ func (d *drains) write(reasons map[string]string) error {
 	return replaceFile(d.file, append(text, '\n'))
 }
 
+// replaceFile replaces a file as a whole, with access for its owner alone: a crash
+// leaves the old one or the new one.
 func replaceFile(name string, text []byte) error {
 	file, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".*")
 	if err != nil {

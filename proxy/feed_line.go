@@ -222,8 +222,9 @@ func (l *feedLine) missing(sess *upstream.Session, f *feed) ([]*nix.PathInfo, er
 	if err != nil || len(without(elsewhere, valid)) > 0 {
 		return nil, err
 	}
-	missing := missingOf(here, setOf(valid))
-	if setOf(valid)[f.growing.Info().Path] || !l.mayFeed(f, missing) {
+	held := setOf(valid)
+	missing := missingOf(here, held)
+	if held[f.growing.Info().Path] || !l.mayFeed(f, missing) {
 		return nil, nil
 	}
 	return missing, nil

@@ -61,27 +61,19 @@ func (l *learned) keep(ctx context.Context, router *route.Router) {
 	tick := time.NewTicker(learnedPause)
 	defer tick.Stop()
 	var last []byte
-	for ctx.Err() == nil {
+	for ended := false; !ended; {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
+			ended = true
 		}
 		text, err := json.Marshal(router.History())
 		if err == nil && string(text) != string(last) {
-			err = l.write(text)
+			err = replaceFile(l.path, text)
 		}
 		if err != nil {
 			l.log.Warn("estimates of builds cannot be kept", "file", l.path, "error", err)
 		}
 		last = text
 	}
-}
-
-// write replaces the file as a whole: a crash leaves the old one.
-func (l *learned) write(text []byte) error {
-	tmp := l.path + ".new"
-	if err := os.WriteFile(tmp, text, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, l.path)
 }

@@ -69,12 +69,11 @@ func newLoads(live *policy.Live, router *route.Router, log *slog.Logger) *loads 
 }
 
 func loadLimits(pol *policy.Policy, builder string) (limits policy.LoadLimits, maxJobs int, known bool) {
-	for i := range pol.Builders {
-		if b := &pol.Builders[i]; b.Name == builder {
-			return b.Load, b.MaxJobs, true
-		}
+	b := pol.BuilderNamed(builder)
+	if b == nil {
+		return policy.LoadLimits{}, 0, false
 	}
-	return policy.LoadLimits{}, 0, false
+	return b.Load, b.MaxJobs, true
 }
 
 // note takes what the pool says of a builder's load. One that owes an answer is

@@ -64,12 +64,7 @@ func (p *Proxy) knows(builder string) error {
 // workOf is how many builds run on a builder, and of how many that have ended the
 // outputs are still on their way from there.
 func (p *Proxy) workOf(builder string) (builds, copies int) {
-	for _, b := range p.router.Status().Builders {
-		if b.Name == builder {
-			builds = b.Busy
-		}
-	}
-	return builds, p.builds.copies.of(builder)
+	return p.router.Busy(builder), p.builds.copies.of(builder)
 }
 
 // workText says it for people.

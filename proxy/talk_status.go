@@ -127,8 +127,7 @@ func newBuilderStatus(b *route.BuilderStatus, pol *policy.Policy, a *asker) buil
 		Name: b.Name, State: stateOf(b), Busy: b.Busy, MaxJobs: b.MaxJobs,
 		Systems: orNone(nil), Features: orNone(nil), MandatoryFeatures: orNone(nil),
 	}
-	if i := slices.IndexFunc(pol.Builders, func(c policy.Builder) bool { return c.Name == b.Name }); i >= 0 {
-		c := &pol.Builders[i]
+	if c := pol.BuilderNamed(b.Name); c != nil {
 		s.Systems, s.SpeedFactor = slices.Sorted(maps.Keys(c.Systems)), c.SpeedFactor
 		s.Features, s.MandatoryFeatures = orNone(c.Features), orNone(c.MandatoryFeatures)
 	}

@@ -194,7 +194,7 @@ func (r *Router) Explain(req Request) Decision {
 	r.examine(l)
 	w.lane, w.seq = l, r.lastSeq+1
 	if len(w.lacks) != len(r.places) {
-		w.lacks, w.as = r.weigh(r.places, req.Inputs)
+		w.weights = r.weigh(r.places, req.Inputs)
 	}
 	d := Decision{System: l.system, Features: l.features, Limit: owner.atLimitReason(), Ahead: r.ahead(w)}
 	d.Estimate = seconds(w.seconds)

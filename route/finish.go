@@ -168,11 +168,19 @@ func (o *outlook) offerOf(r *Router, w *waiter, opt option) offer {
 		f.slotAt = o.keptTo[i]
 		f.start = max(f.start, f.slotAt)
 	}
-	f.finish = f.start + f.moves + f.build*(1+o.crowd[i]) + float64(w.lacks[i])*bytePrice + opt.penalty
-	if f.slotAt > o.now {
-		f.finish += sureness * (f.finish - o.now)
-	}
+	f.finish = o.finish(&opt, f.slotAt, f.start, float64(w.lacks[i]), f.build)
 	return f
+}
+
+// finish is when a build counts as done that gets a slot at slotAt, and from start on
+// the bytes that its builder lacks.
+func (o *outlook) finish(opt *option, slotAt, start, bytes, build float64) float64 {
+	i := opt.index
+	done := start + bytes*(o.perByte[i]+bytePrice) + build*(1+o.crowd[i]) + opt.penalty
+	if slotAt > o.now {
+		done += sureness * (done - o.now)
+	}
+	return done
 }
 
 // best is the offer that is done first, of builder -1 if there is none. On a tie it
@@ -197,18 +205,13 @@ func (o *outlook) best(r *Router, w *waiter) offer {
 // spent here.
 func (o *outlook) bestPlain(r *Router, w *waiter) offer {
 	least, chosen := never, -1
-	lacks := w.lacks
 	for k := range w.lane.options {
 		opt := &w.lane.options[k]
 		i := opt.index
 		slot := o.slotAt[i]
 		build := w.seconds * opt.perSecond * o.pace[i]
-		finish := max(slot, o.linkAt[i]) + float64(lacks[i])*(o.perByte[i]+bytePrice) + build*(1+o.crowd[i]) + opt.penalty
-		if slot > o.now {
-			finish += sureness * (finish - o.now)
-		}
-		if finish < least {
-			least, chosen = finish, k
+		if done := o.finish(opt, slot, max(slot, o.linkAt[i]), float64(w.lacks[i]), build); done < least {
+			least, chosen = done, k
 		}
 	}
 	if chosen < 0 {

@@ -56,11 +56,6 @@ func (r *Router) History() History {
 func (e *estimates) history() []JobHistory {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	names := map[*job]string{}
-	for _, name := range e.jobs.Keys() {
-		j, _ := e.jobs.Peek(name)
-		names[j] = name
-	}
 	inputs := map[*job][]string{}
 	for _, name := range e.jobs.Keys() {
 		j, _ := e.jobs.Peek(name)
@@ -68,7 +63,7 @@ func (e *estimates) history() []JobHistory {
 			inputs[f] = append(inputs[f], name)
 		}
 	}
-	jobs := make([]JobHistory, 0, len(names))
+	jobs := make([]JobHistory, 0, e.jobs.Len())
 	for _, name := range e.jobs.Keys() {
 		j, _ := e.jobs.Peek(name)
 		h := JobHistory{Job: name, Inputs: inputs[j]}

@@ -70,10 +70,8 @@ type waiter struct {
 	// seconds is how long it will take, at speed 1, and rank that with what waits for
 	// it.
 	seconds, rank float64
-	// lacks is what each builder is not known to hold, in bytes, as of the change of
-	// its store.
-	lacks []float32
-	as    []uint32
+	// weights are shared with its turns.
+	*weights
 	// planned is the plan that has looked at it. In it the builder chosen was choice,
 	// -1 for none, with a slot at slotAt.
 	planned uint64
@@ -93,6 +91,13 @@ type waiter struct {
 	ended func()
 	lease *Lease
 	err   error
+}
+
+// weights are what each builder is not known to hold of some inputs: lacks in bytes, as
+// of the change of its store that is in as.
+type weights struct {
+	lacks []float32
+	as    []uint32
 }
 
 func (w *waiter) over() bool { return w.lease != nil || w.err != nil }
@@ -121,32 +126,34 @@ func (r *Router) prepare(req Request) *waiter {
 	r.mu.Lock()
 	places := r.places // replaced, never changed
 	r.mu.Unlock()
-	w.lacks, w.as = r.weigh(places, req.Inputs)
+	w.weights = r.weigh(places, req.Inputs)
 	return w
 }
 
 // weigh sums what each builder lacks.
-func (r *Router) weigh(places []*place, inputs []Input) ([]float32, []uint32) {
-	lacks, as := make([]float32, len(places)), make([]uint32, len(places))
-	if len(inputs) == 0 {
-		for i := range as {
-			as[i] = always
-		}
-		return lacks, as
-	}
+func (r *Router) weigh(places []*place, inputs []Input) *weights {
+	n := &weights{lacks: make([]float32, len(places)), as: make([]uint32, len(places))}
 	for i, p := range places {
+		if len(inputs) == 0 {
+			n.as[i] = always
+			continue
+		}
 		bytes, changes := r.paths.missing(p.store, inputs)
-		lacks[i], as[i] = float32(bytes), changes
+		n.lacks[i], n.as[i] = float32(bytes), changes
 	}
-	return lacks, as
+	return n
 }
 
 // always is the change by which nothing is missing, whatever comes.
 const always = ^uint32(0)
 
-// follow renumbers what is known of builders after a reload. New ones are weighed
-// when they are looked at.
+// follow renumbers what is known of builders after a reload, with that of its turns.
+// New ones are weighed when they are looked at.
 func (w *waiter) follow(moved []int, n int) {
+	w.choice = -1
+	if w.of != nil {
+		return
+	}
 	lacks, as := make([]float32, n), make([]uint32, n)
 	for i, from := range moved {
 		switch {
@@ -156,7 +163,7 @@ func (w *waiter) follow(moved []int, n int) {
 			lacks[i], as[i] = w.lacks[from], w.as[from]
 		}
 	}
-	w.lacks, w.as, w.choice = lacks, as, -1
+	w.lacks, w.as = lacks, as
 }
 
 // enqueue puts a request into its lane.
@@ -164,7 +171,7 @@ func (r *Router) enqueue(w *waiter) {
 	r.lastSeq++
 	w.seq = r.lastSeq
 	if len(w.lacks) != len(r.places) { // a reload came between
-		w.lacks, w.as = r.weigh(r.places, w.req.Inputs)
+		w.weights = r.weigh(r.places, w.req.Inputs)
 	}
 	r.line(w)
 	if w.older = r.newest; w.older != nil {
@@ -186,8 +193,25 @@ func (r *Router) enqueue(w *waiter) {
 
 func (r *Router) line(w *waiter) {
 	w.lane = r.laneOf(&w.req)
-	i, _ := slices.BinarySearchFunc(w.lane.waiters, w, (*waiter).before)
-	w.lane.waiters = slices.Insert(w.lane.waiters, i, w)
+	w.lane.insert(w)
+}
+
+// insert puts a request in its place.
+func (l *lane) insert(w *waiter) {
+	i, _ := slices.BinarySearchFunc(l.waiters, w, (*waiter).before)
+	l.waiters = slices.Insert(l.waiters, i, w)
+}
+
+// take takes it out; the plan under way goes on behind it.
+func (l *lane) take(w *waiter) {
+	i, found := slices.BinarySearchFunc(l.waiters, w, (*waiter).before)
+	if !found {
+		return
+	}
+	l.waiters = slices.Delete(l.waiters, i, i+1)
+	if i < l.cursor {
+		l.cursor--
+	}
 }
 
 // estimateLimit is of how many that wait what was just learned is taken over.
@@ -207,13 +231,9 @@ func (r *Router) estimateAgain(job string) {
 		seconds, tail := r.estimates.of(job, w.req.System, r.clock())
 		r.work += seconds - w.seconds
 		for _, t := range append([]*waiter{w}, w.turns...) {
-			waiters := t.lane.waiters
-			if i, found := slices.BinarySearchFunc(waiters, t, (*waiter).before); found {
-				waiters = slices.Delete(waiters, i, i+1)
-			}
+			t.lane.take(t)
 			t.seconds, t.rank = seconds, seconds+tail
-			i, _ := slices.BinarySearchFunc(waiters, t, (*waiter).before)
-			t.lane.waiters = slices.Insert(waiters, i, t)
+			t.lane.insert(t)
 		}
 	}
 }
@@ -230,7 +250,7 @@ func (r *Router) addTurn(w *waiter, a Asker) {
 	r.lastSeq++
 	t := &waiter{
 		req: w.req, seq: r.lastSeq, since: r.now(), seconds: w.seconds, rank: w.rank,
-		lacks: slices.Clone(w.lacks), as: slices.Clone(w.as), choice: -1, changed: w.changed, of: w,
+		weights: w.weights, choice: -1, changed: w.changed, of: w,
 	}
 	t.req.Asker, t.req.Others = a, nil
 	r.line(t)
@@ -288,12 +308,7 @@ func (r *Router) remove(w *waiter) {
 
 func (r *Router) unline(w *waiter) {
 	l := w.lane
-	if i, found := slices.BinarySearchFunc(l.waiters, w, (*waiter).before); found {
-		l.waiters = slices.Delete(l.waiters, i, i+1)
-		if i < l.cursor {
-			l.cursor--
-		}
-	}
+	l.take(w)
 	if len(l.waiters) == 0 {
 		l.closed = true
 		delete(r.lanes, l.key)
@@ -384,18 +399,18 @@ func (r *Router) noBuilder(w *waiter) *NoBuilderError {
 	return err
 }
 
-// signalChanged wakes those for whom the reasons have changed; those far behind
-// look by themselves. A principal comes to its limit and off it with every build:
-// only its first ones are woken for that.
+// signalChanged wakes the first of those for whom a builder has changed; those far
+// behind look by themselves.
 func (r *Router) signalChanged() {
-	if !r.stirred.empty() {
-		for _, l := range r.lanes {
-			if l.fits.overlaps(r.stirred) {
-				l.signalFirst()
-			}
-		}
-		r.stirred = nil
+	if r.stirred.empty() {
+		return
 	}
+	for _, l := range r.lanes {
+		if l.fits.overlaps(r.stirred) {
+			l.signalFirst()
+		}
+	}
+	r.stirred = nil
 }
 
 // nearFront is how many of a lane are told of changes at once.

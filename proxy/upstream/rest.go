@@ -173,9 +173,7 @@ func (p *Pool) Asleep(name string) bool {
 	if b == nil {
 		return false
 	}
-	b.rest.mu.Lock()
-	defer b.rest.mu.Unlock()
-	return b.rest.asleep
+	return b.asleep() != nil
 }
 
 func (b *builder) awake() {
