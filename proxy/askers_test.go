@@ -1,10 +1,14 @@
 package proxy
 
 import (
+	"context"
 	"fmt"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 
+	"nixbastion/internal/nix"
 	"nixbastion/route"
 )
 
@@ -66,5 +70,46 @@ func TestAskersAreBounded(t *testing.T) {
 	}
 	if len(who.all) != maxAskers || len(who.joined) != maxAskers {
 		t.Errorf("%d askers, %d to be told", len(who.all), len(who.joined))
+	}
+}
+
+// Guards against the same with whole builds: the second client's turn must reach the
+// queue in which the first one's build waits.
+func TestSharedBuildHasTheTurnOfItsSecondClient(t *testing.T) {
+	release := make(chan struct{})
+	b := newLabBuilder("b1")
+	b.build = func(ctx context.Context, b *labBuilder, log nix.Logger, drv *nix.BasicDerivation) (*nix.BuildResult, error) {
+		select {
+		case <-release:
+			return makeOutputs(ctx, b, log, drv)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	l := newLabOf(t, labPolicy{principals: map[string]string{"bulk": "role: full, class: bulk", "person": "role: full, class: interactive"}}, b)
+	var all sync.WaitGroup
+	ask := func(principal, name string) {
+		client := l.client(principal)
+		all.Go(func() {
+			if result, err := client.build(t.Context(), nix.Discard, name); err != nil || !result.Status.Success() {
+				t.Errorf("%s for %s: %+v, %v", name, principal, result, err)
+			}
+		})
+	}
+	waiting := func(n int) {
+		eventually(t, fmt.Sprintf("%d builds wait", n), func() bool { return len(l.proxy.router.Status().Queue) == n })
+	}
+	ask("alice", "first")
+	eventually(t, "the first build runs", func() bool { return len(b.built()) == 1 })
+	ask("bulk", "shared")
+	waiting(1)
+	ask("alice", "other")
+	waiting(2)
+	ask("person", "shared")
+	eventually(t, "the shared build is next", func() bool { return l.proxy.router.Status().Queue[0].Waiting.Ahead == 0 })
+	close(release)
+	all.Wait()
+	if order := b.built(); len(order) != 3 || !strings.Contains(order[1], "shared") {
+		t.Errorf("built %q", order)
 	}
 }
