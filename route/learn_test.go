@@ -136,3 +136,15 @@ func TestJobNames(t *testing.T) {
 		expect(t, name, JobName(name), want)
 	}
 }
+
+// TestAbsurdDurationsDoNotSpin guards against a history whose durations are longer
+// than clocks go: the next plan must not be due at once, again and again.
+func TestAbsurdDurationsDoNotSpin(t *testing.T) {
+	h := History{Jobs: []JobHistory{{Job: "it", Systems: []DurationHistory{{System: "x86_64-linux", Seconds: 1e300, Builds: 1}}}}}
+	c := newClockwork(t, Options{History: h}, linux("fast", 1).fast(10), linux("slow", 1))
+	c.ask(job1("it")).lease.Began()
+	expect(t, "the second, done on fast before it would be on slow", c.ask(job1("it")).on(), "")
+	if due := c.NextDue(); !due.IsZero() && due.Before(c.now.Add(time.Hour)) {
+		t.Errorf("the next plan is due at %s, now is %s", due, c.now)
+	}
+}

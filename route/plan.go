@@ -56,7 +56,7 @@ func (r *Router) plan(now time.Time) {
 		r.placeBeyond()
 	}
 	if pl.again < never {
-		r.planAt = now.Add(time.Duration((pl.again - pl.now + 0.001) * float64(time.Second)))
+		r.planAt = now.Add(seconds(pl.again - pl.now + 0.001))
 	}
 }
 
