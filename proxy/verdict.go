@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"errors"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode"
@@ -281,13 +280,10 @@ func userText(err error) string {
 	}
 }
 
-// ansi are the colours that daemons send.
-var ansi = regexp.MustCompile("\x1b\\[[0-9;]*m")
-
 // splitLog takes the words of a daemon apart from the lines of the build's log that it
 // quotes. No line of either is empty.
 func splitLog(message string) (own, log []string) {
-	for line := range strings.Lines(ansi.ReplaceAllString(message, "")) {
+	for line := range strings.Lines(plainText(message)) {
 		line = strings.TrimSpace(line)
 		switch quoted, isLog := strings.CutPrefix(line, ">"); {
 		case line == "":
