@@ -11,23 +11,35 @@ import (
 type FrameReader struct {
 	r    *Reader
 	left uint64
+	came int64 // bytes of payload
 	done bool
 }
 
 // NewFrameReader starts to read a framed stream that begins here.
 func NewFrameReader(r *Reader) *FrameReader { return &FrameReader{r: r} }
 
-// Read returns io.EOF behind the terminator.
-func (f *FrameReader) Read(p []byte) (int, error) {
-	if f.left == 0 && !f.next() {
-		return 0, f.end()
+// Read returns io.EOF behind the terminator. It takes as many chunks as have
+// arrived already.
+func (f *FrameReader) Read(p []byte) (n int, err error) {
+	for {
+		if f.left == 0 && !f.next() {
+			break
+		}
+		if len(p) == 0 {
+			return 0, nil
+		}
+		got, err := f.r.Read(p[n:min(uint64(len(p)), uint64(n)+f.left)])
+		n += got
+		f.left -= uint64(got)
+		f.came += int64(got)
+		if err != nil || n == len(p) || f.r.Buffered() < frameHeader {
+			return n, err
+		}
 	}
-	if len(p) == 0 {
-		return 0, nil
+	if n > 0 {
+		return n, nil
 	}
-	n, err := f.r.Read(p[:min(uint64(len(p)), f.left)])
-	f.left -= uint64(n)
-	return n, err
+	return 0, f.end()
 }
 
 // next reads the header of a chunk; false at the end.
@@ -36,8 +48,15 @@ func (f *FrameReader) next() bool {
 		return false
 	}
 	f.left = uint64(f.r.Uint32())
-	f.done = f.left == 0 && f.r.err == nil
-	return f.left > 0
+	if f.came >= wideSize { // what is only announced costs no memory
+		f.r.widen()
+	}
+	if f.left > 0 {
+		return true
+	}
+	f.done = f.r.err == nil
+	f.r.narrow()
+	return false
 }
 
 func (f *FrameReader) end() error {

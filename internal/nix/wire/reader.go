@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"sync"
 
 	"nixbastion/internal/nix"
 )
@@ -15,6 +16,10 @@ const (
 	// bufferSize is small because thousands of idle sessions hold one; bulk
 	// data is read past it, straight into the caller's memory.
 	bufferSize = 4 << 10
+	// wideSize is that of the buffer while many long frames come. Each read of an
+	// SSH channel is answered with a packet that opens its window again, and that
+	// costs more than to decrypt what one frame holds.
+	wideSize = 256 << 10
 	// firstPiece is how much is allocated for a long string before its bytes
 	// have arrived. It doubles with what really comes.
 	firstPiece = 64 << 10
@@ -46,14 +51,16 @@ func (e *FormatError) Unwrap() error { return e.Err }
 // stream ends, or the error of the stream. It is not safe for concurrent use,
 // with the exception that [Reader.Watch] describes.
 type Reader struct {
-	src    io.Reader
-	buf    []byte
-	r, w   int   // buf[r:w] was read from src and not yet consumed
-	passed int64 // bytes of src that lie before buf[0]
-	budget int64 // memory left for strings; see Budget
-	srcErr error // of src; counts once the buffer is empty
-	err    error
-	peek   *peek // a read that Watch started and nobody has joined yet
+	src      io.Reader
+	buf      []byte
+	small    []byte // what buf is to be again; nil unless it was widened
+	narrowed bool   // the wide buffer is not needed any more
+	r, w     int    // buf[r:w] was read from src and not yet consumed
+	passed   int64  // bytes of src that lie before buf[0]
+	budget   int64  // memory left for strings; see Budget
+	srcErr   error  // of src; counts once the buffer is empty
+	err      error
+	peek     *peek // a read that Watch started and nobody has joined yet
 }
 
 // NewReader returns a Reader without a budget; see [Reader.Budget].
@@ -114,6 +121,7 @@ func (r *Reader) fill() bool {
 	if r.srcErr != nil {
 		return false
 	}
+	r.settle()
 	if r.r > 0 {
 		r.passed += int64(r.r)
 		r.w = copy(r.buf, r.buf[r.r:r.w])
@@ -123,6 +131,41 @@ func (r *Reader) fill() bool {
 	r.w += n
 	r.srcErr = err
 	return n > 0
+}
+
+// wideBuffers are lent to Readers of which much is read in small pieces.
+var wideBuffers = sync.Pool{New: func() any { return new([wideSize]byte) }}
+
+// widen reads more at once from now on, until narrow.
+func (r *Reader) widen() {
+	r.narrowed = false
+	if r.small == nil {
+		r.small = r.buf
+		r.move(wideBuffers.Get().(*[wideSize]byte)[:])
+	}
+}
+
+// narrow ends widen. The small buffer comes back with the first read that finds
+// room for what is left in the wide one.
+func (r *Reader) narrow() { r.narrowed = true }
+
+// settle is called before each read of src.
+func (r *Reader) settle() {
+	if r.small == nil || !r.narrowed || r.w-r.r > len(r.small) {
+		return
+	}
+	wide := r.buf
+	r.move(r.small)
+	r.small = nil
+	wideBuffers.Put((*[wideSize]byte)(wide))
+}
+
+// move takes another buffer, which has room for what is in this one.
+func (r *Reader) move(buf []byte) {
+	r.passed += int64(r.r)
+	r.w = copy(buf, r.buf[r.r:r.w])
+	r.r = 0
+	r.buf = buf
 }
 
 // readSome is src.Read that returns at least a byte or an error.
@@ -178,6 +221,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 	}
 	r.join()
 	if r.r == r.w {
+		r.settle()
 		if r.srcErr == nil && len(p) >= len(r.buf) {
 			return r.readPast(p)
 		}

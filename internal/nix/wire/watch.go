@@ -27,6 +27,7 @@ func (r *Reader) Watch(onEnd func()) {
 		onEnd()
 		return
 	}
+	r.settle()
 	r.passed += int64(r.r)
 	r.r, r.w = 0, 0
 	p := &peek{done: make(chan struct{})}

@@ -225,6 +225,57 @@ func TestFramesCarryExactlyThePayload(t *testing.T) {
 	}
 }
 
+// Guards against one read of the channel for every few bytes of a large upload,
+// and against sessions that keep the memory for it. What follows the upload is
+// more than fits the small buffer.
+func TestLongFramesAreReadInFewPieces(t *testing.T) {
+	const frame, count = 32 << 10, 300
+	payload := bytes.Repeat([]byte("0123456789abcdef"), frame*count/16)
+	var stream bytes.Buffer
+	for chunk := range slices.Chunk(payload, frame) {
+		stream.Write(u64(frame))
+		stream.Write(chunk)
+	}
+	stream.Write(u64(0))
+	rest := bytes.Repeat(u64(7), 3*bufferSize/8)
+	stream.Write(rest)
+
+	src := &countingReader{r: &stream}
+	r := NewReader(src)
+	frames := NewFrameReader(r)
+	var got bytes.Buffer
+	if _, err := io.CopyBuffer(&got, struct{ io.Reader }{frames}, make([]byte, wideSize)); err != nil || !bytes.Equal(got.Bytes(), payload) {
+		t.Fatalf("got %d of %d bytes, %v", got.Len(), len(payload), err)
+	}
+	if most := 100; src.reads > most { // about 38 wide ones, and those before
+		t.Errorf("%d reads, want at most %d", src.reads, most)
+	}
+	for range len(rest) / 8 {
+		if n := r.Uint64(); n != 7 {
+			t.Fatalf("behind the frames: %d, %v", n, r.Err())
+		}
+	}
+	if r.More() {
+		t.Error("more than was sent")
+	}
+	if want := int64(len(payload) + (count+1)*8 + len(rest)); r.Offset() != want {
+		t.Errorf("offset %d, want %d", r.Offset(), want)
+	}
+	if len(r.buf) != bufferSize {
+		t.Errorf("the buffer still has %d bytes", len(r.buf))
+	}
+}
+
+type countingReader struct {
+	r     io.Reader
+	reads int
+}
+
+func (c *countingReader) Read(p []byte) (int, error) {
+	c.reads++
+	return c.r.Read(p)
+}
+
 // Guards against a payload that ends without its terminator passing as complete.
 func TestFramesWithoutTerminatorAreUnexpectedEOF(t *testing.T) {
 	whole := append(u64(3), "abc"...)
