@@ -183,18 +183,18 @@ func (o *outlook) finish(opt *option, slotAt, start, bytes, build float64) float
 	return done
 }
 
-// best is the offer that is done first, of builder -1 if there is none. On a tie it
-// is the first by name.
-func (o *outlook) best(r *Router, w *waiter) offer {
+// best is the offer that is done first of those with a slot by a time, which may be
+// never: of builder -1 if there is none. On a tie it is the first by name.
+func (o *outlook) best(r *Router, w *waiter, by float64) offer {
 	if !o.keeps && !w.lane.special() {
-		return o.bestPlain(r, w)
+		return o.bestPlain(r, w, by)
 	}
 	best := offer{index: -1, finish: never}
 	for _, opt := range w.lane.options {
-		if o.slotAt[opt.index] == never {
+		if o.slotAt[opt.index] > by {
 			continue
 		}
-		if f := o.offerOf(r, w, opt); f.finish < best.finish {
+		if f := o.offerOf(r, w, opt); f.slotAt <= by && f.finish < best.finish {
 			best = f
 		}
 	}
@@ -203,12 +203,15 @@ func (o *outlook) best(r *Router, w *waiter) offer {
 
 // bestPlain is best where nothing but a slot is needed: most of the time of a plan is
 // spent here.
-func (o *outlook) bestPlain(r *Router, w *waiter) offer {
+func (o *outlook) bestPlain(r *Router, w *waiter, by float64) offer {
 	least, chosen := never, -1
 	for k := range w.lane.options {
 		opt := &w.lane.options[k]
 		i := opt.index
 		slot := o.slotAt[i]
+		if slot > by {
+			continue
+		}
 		build := w.seconds * opt.perSecond * o.pace[i]
 		if done := o.finish(opt, slot, max(slot, o.linkAt[i]), float64(w.lacks[i]), build); done < least {
 			least, chosen = done, k

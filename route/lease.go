@@ -33,7 +33,7 @@ type Lease struct {
 	started, end float64
 	began        bool
 	// coming are inputs that are noted as held, though they are on their way.
-	coming  []Input
+	coming  []PathID
 	arrived bool
 }
 

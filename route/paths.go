@@ -103,16 +103,19 @@ func (p *paths) drop(s *store) {
 }
 
 // note adds inputs to a store and returns those that were not known to be there.
-func (p *paths) note(s *store, inputs []Input) (added []Input) {
+func (p *paths) note(s *store, inputs []Input) (added []PathID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.stores[s] {
 		return nil
 	}
-	for _, in := range inputs {
+	for i, in := range inputs {
 		if p.valid(in.ID) && !s.held.has(in.ID.index()) {
 			s.held.add(in.ID.index())
-			added = append(added, in)
+			if added == nil {
+				added = make([]PathID, 0, len(inputs)-i)
+			}
+			added = append(added, in.ID)
 		}
 	}
 	if added != nil {
@@ -121,16 +124,16 @@ func (p *paths) note(s *store, inputs []Input) (added []Input) {
 	return added
 }
 
-// unnote takes inputs away again.
-func (p *paths) unnote(s *store, inputs []Input) {
-	if len(inputs) == 0 {
+// unnote takes paths away again.
+func (p *paths) unnote(s *store, ids []PathID) {
+	if len(ids) == 0 {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, in := range inputs {
-		if p.valid(in.ID) {
-			s.held.remove(in.ID.index())
+	for _, id := range ids {
+		if p.valid(id) {
+			s.held.remove(id.index())
 		}
 	}
 	s.changes.Add(1)

@@ -198,9 +198,9 @@ func (r *Router) place(w *waiter, f offer) {
 // bestWeighed is best after what it rests on has been weighed anew where builders
 // got or lost paths meanwhile, the best one first.
 func (pl *planner) bestWeighed(r *Router, w *waiter) offer {
-	f := pl.best(r, w)
+	f := pl.best(r, w, never)
 	for f.index >= 0 && pl.weighAgain(r, w, f.index) {
-		f = pl.best(r, w)
+		f = pl.best(r, w, never)
 	}
 	again := false
 	for _, opt := range w.lane.options {
@@ -212,7 +212,7 @@ func (pl *planner) bestWeighed(r *Router, w *waiter) offer {
 		}
 	}
 	if again {
-		return pl.best(r, w)
+		return pl.best(r, w, never)
 	}
 	return f
 }
@@ -258,7 +258,7 @@ func (r *Router) placeBeyond() {
 			return
 		}
 		pl.note(w)
-		if f := pl.bestFree(r, w); f.index >= 0 && f.finish <= horizon {
+		if f := pl.best(r, w, pl.now); f.index >= 0 && f.finish <= horizon {
 			r.place(w, f)
 		}
 		if !w.lane.fits.overlaps(r.free) {
@@ -266,20 +266,6 @@ func (r *Router) placeBeyond() {
 		}
 		pl.sink()
 	}
-}
-
-// bestFree is the best offer of a builder that is free.
-func (pl *planner) bestFree(r *Router, w *waiter) offer {
-	best := offer{index: -1, finish: never}
-	for _, opt := range w.lane.options {
-		if !r.free.has(opt.index) {
-			continue
-		}
-		if f := pl.offerOf(r, w, opt); f.slotAt <= pl.now && f.finish < best.finish {
-			best = f
-		}
-	}
-	return best
 }
 
 // drainTime is about how long the builders will take for all that waits, in seconds.
