@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"encoding/binary"
 	"io"
 	"runtime"
 	"testing"
@@ -45,8 +46,10 @@ func TestMemoryDoesNotGrowWithTheNAR(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	if n, err := io.CopyBuffer(heap, struct{ io.Reader }{r}, make([]byte, chunk)); err != nil || uint64(n) != info.NarSize {
-		t.Errorf("read %d bytes, %v", n, err)
+	sum := nix.SHA256.New()
+	n, err := io.CopyBuffer(io.MultiWriter(heap, sum), struct{ io.Reader }{r}, make([]byte, chunk))
+	if err != nil || uint64(n) != info.NarSize || nix.SumHash(nix.SHA256, sum) != info.NarHash {
+		t.Errorf("read %d bytes, others than were written or an error: %v", n, err)
 	}
 	const bound = 16 << 20
 	if heap.looks < 20 || heap.most > heap.before+bound {
@@ -56,7 +59,7 @@ func TestMemoryDoesNotGrowWithTheNAR(t *testing.T) {
 
 func largeNAR() io.Reader {
 	r, w := io.Pipe()
-	go func() { w.CloseWithError(nar.WriteRegular(w, false, largeSize, zeroReader{})) }()
+	go func() { w.CloseWithError(nar.WriteRegular(w, false, largeSize, &countReader{})) }()
 	return r
 }
 
@@ -69,11 +72,20 @@ func largeInfo(t *testing.T) *nix.PathInfo {
 	return &nix.PathInfo{Path: pathNamed("large"), NarHash: nix.SumHash(nix.SHA256, sum), NarSize: uint64(n)}
 }
 
-type zeroReader struct{}
+// countReader gives numbers, so that no part is like another.
+type countReader struct{ next uint64 }
 
-func (zeroReader) Read(p []byte) (int, error) {
-	clear(p)
-	return len(p), nil
+func (c *countReader) Read(p []byte) (int, error) {
+	n := 0
+	for ; n+8 <= len(p); n += 8 {
+		binary.LittleEndian.PutUint64(p[n:], c.next)
+		c.next++
+	}
+	if n == 0 {
+		clear(p)
+		return len(p), nil
+	}
+	return n, nil
 }
 
 // heapWatch looks at the heap after every 8 MiB that pass.
