@@ -20,7 +20,7 @@ func bigIn() bench {
 		what: "`nix-store --realise` of a derivation with one input of 1 GiB (incompressible, its bytes never seen before) and a small output; " +
 			"all stores were emptied, the proxy's with them",
 		slow: true, bytes: bigBytes,
-		goals: []goal{{limit: 2.2}},
+		goals: []goal{{limit: 1.2}},
 		warm:  warmUp,
 		before: func(ctx context.Context, s *stage, w *way) ([]string, error) {
 			return s.uploadAndBuild(ctx, w, s.newBigPath)
