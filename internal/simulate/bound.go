@@ -1,6 +1,7 @@
 package simulate
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -11,16 +12,39 @@ import (
 // chain of dependencies on the fastest machines, whichever is more. It counts as
 // if everything were asked for at the start.
 func (t *Trace) Bound() time.Duration {
-	return max(t.longestChain(), t.workBound())
+	return t.boundFrom(make([]time.Duration, len(t.Builds)))
 }
 
-func (t *Trace) longestChain() time.Duration {
+// BoundAsAsked is Bound for builds that begin when they were asked for, or later.
+func (t *Trace) BoundAsAsked() time.Duration { return t.boundFrom(t.asked()) }
+
+// asked is when each build was asked for first; 0 for those that nobody wants.
+func (t *Trace) asked() []time.Duration {
+	first := make([]time.Duration, len(t.Builds))
+	seen := make([]bool, len(t.Builds))
+	for _, c := range t.Clients {
+		for _, ask := range c.Asks {
+			if !seen[ask.Build] || ask.At < first[ask.Build] {
+				first[ask.Build], seen[ask.Build] = ask.At, true
+			}
+		}
+	}
+	return first
+}
+
+// boundFrom is the bound for builds of which each may begin at a time of its own.
+func (t *Trace) boundFrom(starts []time.Duration) time.Duration {
+	return max(t.longestChain(starts), t.workBound(starts))
+}
+
+func (t *Trace) longestChain(starts []time.Duration) time.Duration {
 	ends := make([]time.Duration, len(t.Builds))
 	for i, wanted := range t.wanted() {
 		if !wanted {
 			continue // whoever has it had it before
 		}
 		b := &t.Builds[i]
+		ends[i] = starts[i]
 		for _, dep := range b.Deps {
 			ends[i] = max(ends[i], ends[dep])
 		}
@@ -40,29 +64,37 @@ func (t *Trace) atBest(b *Build) time.Duration {
 }
 
 // workBound looks at each set of machines that is all that some builds can have:
-// they must do at least the work of the builds that can go nowhere else. Work
-// counts as at the highest factor of its system.
-func (t *Trace) workBound() time.Duration {
-	classes := t.classes()
+// from any time on they must do at least the work that may begin only then and can go
+// nowhere else. Work counts as at the highest factor of its system.
+func (t *Trace) workBound(starts []time.Duration) time.Duration {
+	classes := t.classes(starts)
 	var bound time.Duration
 	for _, c := range classes {
-		var work time.Duration
+		var pieces []piece
 		for _, d := range classes {
 			if subset(d.machines, c.machines) {
-				work += d.work
+				pieces = append(pieces, d.pieces...)
 			}
 		}
-		bound = max(bound, time.Duration(float64(work)/t.capacity(c.machines)))
+		slices.SortFunc(pieces, func(a, b piece) int { return cmp.Compare(b.start, a.start) })
+		var work time.Duration
+		for _, p := range pieces {
+			work += p.work
+			bound = max(bound, p.start+time.Duration(float64(work)/t.capacity(c.machines)))
+		}
 	}
 	return bound
 }
 
 type class struct {
 	machines []int
-	work     time.Duration
+	pieces   []piece
 }
 
-func (t *Trace) classes() []class {
+// piece is work that may begin at a time.
+type piece struct{ start, work time.Duration }
+
+func (t *Trace) classes(starts []time.Duration) []class {
 	byKey := map[string]int{}
 	var classes []class
 	for i, wanted := range t.wanted() {
@@ -78,7 +110,8 @@ func (t *Trace) classes() []class {
 			byKey[key] = at
 			classes = append(classes, class{machines: fit})
 		}
-		classes[at].work += time.Duration(float64(b.Work) / t.factor(b, fit))
+		work := time.Duration(float64(b.Work) / t.factor(b, fit))
+		classes[at].pieces = append(classes[at].pieces, piece{starts[i], work})
 	}
 	return classes
 }

@@ -168,3 +168,35 @@ func TestTheBoundKnowsClassesOfMachines(t *testing.T) {
 		t.Errorf("24 s of it on two slots of speed 1.5: bound %v, expected 8 s", got)
 	}
 }
+
+// What is asked for late bounds the end, alone and with what else is late. Guards
+// against a history of days, most of which nothing happened, that seems to be badly
+// placed.
+func TestTheBoundAsAskedKnowsWhatCameLate(t *testing.T) {
+	trace := fan([]Machine{host("one", 2, 1)}, 1, repeat(6, 10*time.Second)...)
+	if got := trace.BoundAsAsked(); got != 30*time.Second {
+		t.Errorf("all at the start: bound %v, expected 30 s", got)
+	}
+	asks := trace.Clients[0].Asks
+	asks[5].At = time.Minute
+	if got := trace.BoundAsAsked(); got != 70*time.Second {
+		t.Errorf("one after a minute: bound %v, expected 70 s", got)
+	}
+	for i := range asks[2:] {
+		asks[2+i].At = time.Minute
+	}
+	if got := trace.BoundAsAsked(); got != 80*time.Second {
+		t.Errorf("four after a minute: bound %v, expected 80 s", got)
+	}
+	trace.Builds[5].Deps = []int{0, 1, 2, 3, 4}
+	if got := trace.BoundAsAsked(); got != 80*time.Second {
+		t.Errorf("the last needs the others: bound %v, expected 80 s", got)
+	}
+	if got := trace.Bound(); got != 30*time.Second {
+		t.Errorf("the bound without times is %v, expected 30 s", got)
+	}
+	trace.Clients = append(trace.Clients, Client{Name: "early", Asks: []Ask{{Build: 5}}})
+	if got := trace.BoundAsAsked(); got != 80*time.Second {
+		t.Errorf("the last was asked for early, but needs late ones: bound %v, expected 80 s", got)
+	}
+}
