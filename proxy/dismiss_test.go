@@ -142,8 +142,10 @@ func TestReloadEndsWhatTheNewPolicyForbids(t *testing.T) {
 	}{
 		"principal": {func(l *lab) { l.edit("  - {name: alice, role: full, keys: ["+alice+"], repair_builds: allow}\n", "") },
 			`principal "alice" was removed from the proxy's policy`},
-		"key":     {func(l *lab) { l.edit(alice, authorizedLine(testKey("new laptop"))) }, "your key is not accepted any more: the proxy's policy was changed"},
-		"revoked": {func(l *lab) { l.reload(l.policyText() + "revoked_keys: " + writeText(t, filepath.Join(t.TempDir(), "revoked"), alice) + "\n") }, "your key was revoked"},
+		"key": {func(l *lab) { l.edit(alice, authorizedLine(testKey("new laptop"))) }, "your key is not accepted any more: the proxy's policy was changed"},
+		"revoked": {func(l *lab) {
+			l.reload(l.policyText() + "revoked_keys: " + writeText(t, filepath.Join(t.TempDir(), "revoked"), alice) + "\n")
+		}, "your key was revoked"},
 		"role":    {func(l *lab) { l.edit(aliceLine, "{name: alice, role: read,", ", repair_builds: allow", "") }, `principal "alice" has the role read now: the proxy's policy was changed; connect again`},
 		"domain":  {func(l *lab) { l.edit(aliceLine, "{name: alice, role: full, domain: other,") }, `principal "alice" is in domain "other" now: the proxy's policy was changed; connect again`},
 		"owner":   {func(l *lab) { l.edit(aliceLine, "{name: malice, role: full,") }, `your key belongs to principal "malice" now: the proxy's policy was changed; connect again`},

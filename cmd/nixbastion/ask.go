@@ -76,11 +76,11 @@ func (f askFlags) socket() (string, error) {
 		}
 		return f.Socket, nil
 	}
-	pol, err := policy.Load(f.Config)
+	socket, err := policy.SocketOf(f.Config)
 	if err != nil {
 		return "", reportMistakes(err)
 	}
-	return pol.Admin.Socket, nil
+	return socket, nil
 }
 
 // refused is what the proxy said instead of an answer.
