@@ -231,18 +231,25 @@ func oneOf(info *nix.PathInfo, nar io.Reader) nix.PathSource {
 func TestBuildsOfRemovedPrincipalsCanFinish(t *testing.T) {
 	b1 := newLabBuilder("b1")
 	release := make(chan struct{})
-	b1.maxJobs, b1.build = 4, held(release)
+	b1.maxJobs = 4
+	b1.build = func(ctx context.Context, b *labBuilder, log nix.Logger, drv *nix.BasicDerivation) (*nix.BuildResult, error) {
+		if drv.Env[0].Value == "endless" {
+			<-ctx.Done()
+		}
+		return held(release)(ctx, b, log, drv)
+	}
 	l := newLabOf(t, labPolicy{extra: "reload: {running_builds: finish}\n"}, b1)
 	addr := l.serve()
+	endless := l.visit(addr, "alice").daemon().build("endless")
 	v, idle := l.visit(addr, "alice").daemon(), l.visit(addr, "alice").daemon()
 	old := newLabFile(labPath("old"), "uploaded before")
 	if err := v.AddMultipleToStore(t.Context(), nix.Discard, oneOf(old.info, bytes.NewReader(old.nar)), nix.AddOptions{DontCheckSigs: true}); err != nil {
 		t.Fatal(err)
 	}
 	running := v.build("one")
-	eventually(t, "the build runs", func() bool { return len(b1.built()) == 1 })
+	eventually(t, "the builds run", func() bool { return len(b1.built()) == 2 })
 	answer := l.removeAlice()
-	if want := "policy loaded; 1 connection ended, as the new policy forbids them; 1 connection will end when their builds are done, as the new policy forbids them\n"; answer != want {
+	if want := "policy loaded; 1 connection ended, as the new policy forbids them; 2 connections will end when their builds are done, as the new policy forbids them\n"; answer != want {
 		t.Errorf("got %q", answer)
 	}
 	idle.ssh.Wait()
@@ -272,7 +279,10 @@ func TestBuildsOfRemovedPrincipalsCanFinish(t *testing.T) {
 		}
 	}
 	l.reload(l.policyText() + "revoked_keys: " + writeText(t, filepath.Join(t.TempDir(), "revoked"), authorizedLine(testKey("alice"))) + "\n")
-	v.ssh.Wait() // a revoked key has no time left
+	if err := <-endless; err == nil || !strings.Contains(err.Error(), "your key was revoked") {
+		t.Errorf("a build of a revoked key: %v", err)
+	}
+	v.ssh.Wait()
 }
 
 func second[T any](_ T, err error) error { return err }

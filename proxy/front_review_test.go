@@ -282,3 +282,73 @@ func TestForbiddenJumpsEndAlone(t *testing.T) {
 		s.works(client)
 	})
 }
+
+// Guards against a session that begins with what the old policy gave, or a jump that it
+// allowed, while everybody else is looked at.
+func TestNobodyBeginsSomethingByTheOldPolicy(t *testing.T) {
+	for _, kind := range []string{"session", "jump"} {
+		t.Run(kind, func(t *testing.T) {
+			var hold, forbidden atomic.Bool
+			var held, letGo chan struct{} // of the bubble
+			targets := &far{}
+			inMemory(t, func(o *FrontOptions) {
+				o.Jump = targets.jump
+				authorize := o.Authorize
+				o.Authorize = func(key ssh.PublicKey, remote netip.Addr) (Grant, error) {
+					grant, err := authorize(key, remote)
+					if hold.CompareAndSwap(true, false) {
+						close(held)
+						<-letGo
+					}
+					return grant, err
+				}
+				o.Review = func(login *Login) *Dismissal {
+					for _, running := range login.Running {
+						if forbidden.Load() && running.Data == "data of alice" {
+							return &Dismissal{Reason: errors.New("you have less now")}
+						}
+					}
+					return nil
+				}
+				o.ReviewJump = func(*Login, JumpConn) error {
+					if forbidden.Load() {
+						return refuseJump("not listed")
+					}
+					return nil
+				}
+			}, func(s *site) {
+				held, letGo = make(chan struct{}), make(chan struct{})
+				client := s.login("nix", testKey("alice"))
+				hold.Store(true)
+				done := make(chan ssh.Channel, 1)
+				go func() {
+					open := func() (ssh.Channel, error) { return tryJump(client, "builder1", 22) }
+					if kind == "session" {
+						open = func() (ssh.Channel, error) {
+							ch, requests, err := client.OpenChannel("session", nil)
+							go ssh.DiscardRequests(requests)
+							return ch, err
+						}
+					}
+					ch, err := open()
+					if err != nil {
+						s.Error(err)
+					}
+					done <- ch
+				}()
+				<-held
+				forbidden.Store(true)
+				s.roster.set(Grant{Principal: "alice", Data: "less"}, testKey("alice"))
+				if got := s.front.Review(); got != (Reviewed{}) {
+					s.Errorf("got %+v", got)
+				}
+				close(letGo)
+				ch := <-done
+				start := time.Now()
+				if _, err := ch.Read(make([]byte, 1)); err != io.EOF || time.Since(start) >= time.Second {
+					s.Errorf("it stayed for %s; %v", time.Since(start), err)
+				}
+			})
+		})
+	}
+}

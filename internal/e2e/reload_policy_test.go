@@ -19,7 +19,8 @@ import (
 
 // A principal is taken out of the policy while its build runs: its Nix reads why, the
 // build ends on the builder, and whoever may stay does not notice; a file with
-// mistakes changes nothing and is refused with its place. Guards against rights that
+// mistakes changes nothing and is refused with its place. Then another is taken out
+// whose build may finish, and its Nix gets the outputs. Guards against rights that
 // last as long as a connection, and against a reload that costs others.
 func TestReloadSendsAwayWhoIsRemovedAndNobodyElse(t *testing.T) {
 	bed := testbed.ForTest(t)
@@ -32,7 +33,7 @@ func TestReloadSendsAwayWhoIsRemovedAndNobodyElse(t *testing.T) {
 	spec := world.ProxySpec{
 		Builders: []world.Builder{{Host: builder, MaxJobs: 2}},
 		Principals: []world.Principal{
-			{Name: "alice", Keys: []testbed.Key{alice}}, {Name: "bob", Keys: []testbed.Key{bob}},
+			{Name: "alice", Keys: []testbed.Key{alice}}, {Name: "bob", Keys: []testbed.Key{bob}}, {Name: "carol", Keys: []testbed.Key{bed.UserKey("carol")}},
 		},
 	}
 	proxy := startProxy(t, bed, spec)
@@ -65,8 +66,18 @@ func TestReloadSendsAwayWhoIsRemovedAndNobodyElse(t *testing.T) {
 	of["of-alice"].mustFail(t)
 	wantText(t, "her Nix", hers.MustShell(t, "cat "+logs["of-alice"]), `principal "alice" was removed from the proxy's policy`)
 	awaitBuilds(t, builder, 1, patience)
+
+	spec.Principals = spec.Principals[1:]
+	spec.Extra = "reload: {running_builds: finish}\n"
+	if err := proxy.WritePolicy(t.Context(), spec.Policy(bed)); err != nil {
+		t.Fatal(err)
+	}
+	wantText(t, "reload", proxy.Host().MustShell(t, reload), "policy loaded; 1 connection will end when their builds are done")
 	openGate(t, builder, "of-bob")
 	of["of-bob"].mustSucceed(t)
+	if _, _, _, err := dialSSH(t.Context(), his, proxy, bob); err == nil {
+		t.Error("bob is still let in")
+	}
 }
 
 // The policy is edited again and again, half of the time with a mistake, while builds
