@@ -477,6 +477,9 @@ func TestStatusSaysHowTheLastReloadWent(t *testing.T) {
 	}
 	l.reload(text + "log: {level: debug}\n")
 	l.reload(text + "log: {level: debug}\nlimits: {nar_size: 1GiB}\n")
+	if answer := l.change("reload"); answer != "policy loaded\nchanged since the start, and in force after a restart only: log\n" {
+		t.Errorf("the third time: %q", answer)
+	}
 	if got, words := status(); !got.LastReload.Loaded || fmt.Sprint(got.NeedsRestart) != "[log]" ||
 		!strings.Contains(words, "in force after a restart only: log\n") || !strings.Contains(words, "Policy: loaded ") {
 		t.Errorf("loaded: %+v\n%s", got, words)

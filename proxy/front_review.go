@@ -16,8 +16,10 @@ import (
 const (
 	// dismissPatience is how long a dismissed client has to be told why, and to leave by
 	// itself, before its connection is closed. With what the look at everybody takes
-	// it stays below a second.
+	// it stays below a second. What its commands have not told by themselves after
+	// tellPatience, as they stand in the middle of an upload, is told for them.
 	dismissPatience = 500 * time.Millisecond
+	tellPatience    = 300 * time.Millisecond
 	// finishInterval is how often a connection that is to finish its work is looked at,
 	// finishQuiet how long it may then do nothing, and finishLimit how long it may live
 	// once its work is done: its client still fetches what came of it.
@@ -157,11 +159,29 @@ func (c *frontConn) part(reason error) {
 	}
 	c.stop()
 	c.cancel(reason)
-	patience := dismissPatience
-	if c.running == 0 && c.jumping == 0 {
-		patience = 0 // nobody is there to be told
+	if c.running == 0 && c.jumping == 0 { // nobody is there to be told
+		c.goodbyeIn(0, c.Conn.Close)
+		return
 	}
-	c.goodbyeIn(patience, c.Conn.Close)
+	c.goodbyeIn(tellPatience, func() error { c.tell(reason); return nil })
+}
+
+// tell says why to the clients of all sessions that still run.
+func (c *frontConn) tell(reason error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return
+	}
+	for _, s := range c.serving {
+		c.sessions.Go(func() { // it waits for who does not read, until the connection is closed
+			defer c.front.recovered("end of a session")
+			s.farewell.Lock()
+			defer s.farewell.Unlock()
+			s.refuse(reason.Error(), 0)
+		})
+	}
+	c.goodbyeIn(dismissPatience-tellPatience, c.Conn.Close)
 }
 
 // goodbyeIn has the next step of a dismissal done in a while. The caller holds mu.

@@ -112,6 +112,28 @@ func TestDismissedCommandsHearWhy(t *testing.T) {
 	})
 }
 
+// Guards against a connection that breaks in the middle of an upload without a word.
+func TestDismissedClientsThatSendAreToldToo(t *testing.T) {
+	inMemory(t, reviewing(false), func(s *site) {
+		client := s.login("nix", testKey("alice"))
+		var sending []ssh.Channel
+		for range 2 {
+			ch, requests := s.channel(client)
+			go ssh.DiscardRequests(requests)
+			s.request(ch, "exec", text("cat"))
+			sending = append(sending, ch)
+		}
+		synctest.Wait()
+		s.roster.remove(testKey("alice"))
+		s.front.Review()
+		for _, ch := range sending {
+			if told, err := io.ReadAll(ch.Stderr()); string(told) != "nixbastion: you have to go\n" {
+				s.Errorf("told %q, %v", told, err)
+			}
+		}
+	})
+}
+
 // Guards against work that is to be finished and is not, against new work on such a
 // connection, and against one that never ends.
 func TestConnectionsThatFinishTheirWorkDoNothingElse(t *testing.T) {

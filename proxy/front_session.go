@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -30,6 +31,9 @@ type frontSession struct {
 	env      map[string]string // made when the first variable comes
 	terminal bool              // the client asked for one
 	gone     chan struct{}     // closed when the client closed the channel or is gone
+	// farewell keeps a last word of the front and the end of our side apart, which the
+	// library does not.
+	farewell sync.Mutex
 }
 
 // serveSession runs in a goroutine of its own, which gliderlabs/ssh started.
@@ -269,6 +273,8 @@ func (s *frontSession) steady(w io.Writer) *steadyWriter {
 // library answers that with ours, be the status sent or not. So nothing that
 // answers us is looked at before all is sent.
 func (s *frontSession) finish(status int) {
+	s.farewell.Lock()
+	defer s.farewell.Unlock()
 	s.conn.gate.hold()
 	defer s.conn.gate.release()
 	s.channel.CloseWrite()
