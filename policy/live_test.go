@@ -137,7 +137,11 @@ func TestStillLetsACertificateOutliveItsTimeAndNothingElse(t *testing.T) {
 	if _, err := d.certified(t, `cert-authority,principals="otto" `+authorizedLine("ca")).Still(cert, anywhere, login); err == nil {
 		t.Error("one whose name is gone stays")
 	}
-	if _, err := d.certified(t, `expiry-time="20200101Z",`+authority).Still(cert, anywhere, login); err == nil {
+	over := `expiry-time="` + time.Now().Add(-time.Hour).UTC().Format("20060102150405Z") + `"`
+	if _, err := d.certified(t, over+","+authority).Still(cert, anywhere, login); err == nil {
 		t.Error("one whose authority's time is over stays")
+	}
+	if _, err := d.certified(t, over+" "+authorizedLine("anna")).Still(testKey("anna"), anywhere, login); err == nil {
+		t.Error("a key whose time is over stays")
 	}
 }
