@@ -42,13 +42,13 @@ var certificateSignatures = map[string]bool{
 }
 
 // certified returns what a user certificate opens if its signature is good, which
-// is not looked at here.
-func (p *Policy) certified(cert *ssh.Certificate, remote netip.Addr, now time.Time) (*Access, error) {
+// is not looked at here. It was shown at a time, maybe earlier than now.
+func (p *Policy) certified(cert *ssh.Certificate, remote netip.Addr, now, shown time.Time) (*Access, error) {
 	lines := p.authorities[string(cert.SignatureKey.Marshal())]
 	if len(lines) == 0 {
 		return nil, fmt.Errorf("its authority %s is not in the policy", ssh.FingerprintSHA256(cert.SignatureKey))
 	}
-	if err := checkUserCertificate(cert, now); err != nil {
+	if err := checkUserCertificate(cert, shown); err != nil {
 		return nil, err
 	}
 	if why := p.revoked.certificate(cert); why != "" {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 	"unicode"
 
 	"github.com/skeema/knownhosts"
@@ -93,6 +94,15 @@ func ownerOf(info fs.FileInfo) int {
 		return int(stat.Uid)
 	}
 	return -1 // nobody's
+}
+
+// identityOf returns what tells a file from another one that has its name, and when the
+// system says that anything about it was changed; all zero where it does not say.
+func identityOf(info fs.FileInfo) (device, inode uint64, changed time.Time) {
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+		return uint64(stat.Dev), stat.Ino, time.Unix(stat.Ctim.Unix())
+	}
+	return 0, 0, time.Time{}
 }
 
 func (realDisk) hostKeyTypes(path, address string) ([]string, error) {

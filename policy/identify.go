@@ -57,7 +57,8 @@ type Access struct {
 // For a certificate the signature of its authority is verified, which takes up
 // to a millisecond. Of keys that are merely offered ask [Policy.Offered].
 func (p *Policy) Identify(key ssh.PublicKey, remote netip.Addr) (*Access, error) {
-	access, err := p.lookUp(key, remote, time.Now())
+	now := time.Now()
+	access, err := p.lookUp(key, remote, now, now)
 	if err != nil {
 		return nil, err
 	}
@@ -73,8 +74,26 @@ func (p *Policy) Identify(key ssh.PublicKey, remote netip.Addr) (*Access, error)
 // worth a proof. It is a look-up in memory that verifies no signature, so it is
 // no answer to who somebody is.
 func (p *Policy) Offered(key ssh.PublicKey, remote netip.Addr) error {
-	_, err := p.lookUp(key, remote, time.Now())
+	now := time.Now()
+	_, err := p.lookUp(key, remote, now, now)
 	return err
+}
+
+// Still returns what a key or certificate opens now whose owner logged in at since and
+// has proved then that it is theirs. Other than [Policy.Identify] it lets a certificate
+// outlive its own last moment, as sshd does: that has ended nobody's connection. All
+// that the policy says counts as it stands. No signature is verified again.
+func (p *Policy) Still(key ssh.PublicKey, remote netip.Addr, since time.Time) (*Access, error) {
+	return p.lookUp(key, remote, time.Now(), since)
+}
+
+// Revoked reports whether a key or certificate is in the list of those that open
+// nothing.
+func (p *Policy) Revoked(key ssh.PublicKey) bool {
+	if cert, ok := key.(*ssh.Certificate); ok {
+		return p.revoked.certificate(cert) != ""
+	}
+	return p.revoked.hasKey(key)
 }
 
 // Fingerprint returns that of a key, or of the key that a certificate is for, as
@@ -91,9 +110,10 @@ func certificateError(cert ssh.PublicKey, err error) error {
 	return fmt.Errorf("certificate: %w (of key %s)", err, Fingerprint(cert))
 }
 
-func (p *Policy) lookUp(key ssh.PublicKey, remote netip.Addr, now time.Time) (*Access, error) {
+// lookUp takes keys as of now, and certificates as of when they were shown.
+func (p *Policy) lookUp(key ssh.PublicKey, remote netip.Addr, now, shown time.Time) (*Access, error) {
 	if cert, ok := key.(*ssh.Certificate); ok {
-		access, err := p.certified(cert, remote, now)
+		access, err := p.certified(cert, remote, now, shown)
 		if err != nil {
 			return nil, certificateError(key, err)
 		}

@@ -12,18 +12,31 @@ import (
 type Live struct {
 	file    string
 	current atomic.Pointer[Policy]
-	loading sync.Mutex // one Reload at a time: the last one called is what counts
+
+	loading sync.Mutex // one load at a time: the last one called is what counts
+	// read are the files of the last attempt, as they were then; guarded by loading.
+	read stamps
+	// swapped has an item after each policy that came into force, for Watch.
+	swapped chan struct{}
 }
 
 // NewLive loads a policy file. Errors are those of [Load].
 func NewLive(file string) (*Live, error) {
-	pol, err := Load(file)
+	l := &Live{file: file, swapped: make(chan struct{}, 1)}
+	pol, err := l.load()
 	if err != nil {
 		return nil, err
 	}
-	l := &Live{file: file}
 	l.current.Store(pol)
 	return l, nil
+}
+
+// load notes which files it reads. The caller holds loading, or is alone.
+func (l *Live) load() (*Policy, error) {
+	noting := &notingDisk{disk: realDisk{}, seen: stamps{}}
+	pol, err := loadFrom(l.file, noting)
+	l.read = noting.seen
+	return pol, err
 }
 
 // Current returns the policy that counts now. Whoever needs several answers that
@@ -67,11 +80,15 @@ func (l *Live) Reload() error { return l.ReloadAfter(func(*Policy) {}) }
 func (l *Live) ReloadAfter(before func(next *Policy)) error {
 	l.loading.Lock()
 	defer l.loading.Unlock()
-	pol, err := Load(l.file)
+	pol, err := l.load()
 	if err != nil {
 		return err
 	}
 	before(pol)
 	l.current.Store(pol)
+	select {
+	case l.swapped <- struct{}{}:
+	default:
+	}
 	return nil
 }

@@ -6,6 +6,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
 )
 
 func withKey(name string) string {
@@ -108,5 +111,37 @@ func TestNeedsRestartNamesWhatDoesNotCountYet(t *testing.T) {
 	}
 	if got := before.NeedsRestart(d.load(t, withKey("otto")+builderText("")+"admin: {users: [anna]}\n")); len(got) != 0 {
 		t.Errorf("principals and builders count at once; got %v", got)
+	}
+}
+
+// Guards against a reload that ends the connection of a certificate whose time went by
+// since, as sshd does not, or that keeps one which the policy has taken away; and
+// against a key whose line says that its time is over.
+func TestStillLetsACertificateOutliveItsTimeAndNothingElse(t *testing.T) {
+	d := newDir(t)
+	authority := `cert-authority,principals="anna" ` + authorizedLine("ca")
+	login := time.Now().Add(-2 * time.Hour)
+	cert := certificateOf(t, func(c *ssh.Certificate) {
+		c.ValidAfter, c.ValidBefore = uint64(login.Add(-time.Hour).Unix()), uint64(login.Add(time.Hour).Unix())
+	})
+	pol := d.certified(t, authority)
+	if _, err := pol.Identify(cert, anywhere); err == nil {
+		t.Error("a certificate whose time is over is let in")
+	}
+	if got, err := pol.Still(cert, anywhere, login); err != nil || got.Principal.Name != "anna" {
+		t.Errorf("one that was shown in its time: %v", err)
+	}
+	if _, err := pol.Still(cert, anywhere, login.Add(90*time.Minute)); err == nil {
+		t.Error("one that was shown too late stays")
+	}
+	if _, err := d.certified(t, `cert-authority,principals="otto" `+authorizedLine("ca")).Still(cert, anywhere, login); err == nil {
+		t.Error("one whose name is gone stays")
+	}
+	over := `expiry-time="` + time.Now().Add(-time.Hour).UTC().Format("20060102150405Z") + `"`
+	if _, err := d.certified(t, over+","+authority).Still(cert, anywhere, login); err == nil {
+		t.Error("one whose authority's time is over stays")
+	}
+	if _, err := d.certified(t, over+" "+authorizedLine("anna")).Still(testKey("anna"), anywhere, login); err == nil {
+		t.Error("a key whose time is over stays")
 	}
 }

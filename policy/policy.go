@@ -36,6 +36,8 @@ type Policy struct {
 	RevokedKeys string
 	// Scheduling says where and when builds run.
 	Scheduling Scheduling
+	// Reload says how a changed policy gets into force.
+	Reload Reload
 	// BuildLimits bound builds, the first rule that applies before the others.
 	BuildLimits []BuildLimit
 

@@ -29,6 +29,7 @@ func (d *decoder) settings(n *yaml.Node) {
 		setting{"principals", func(n *yaml.Node) { d.list(n, d.principal) }},
 		setting{"revoked_keys", d.revokedKeys},
 		setting{"scheduling", d.scheduling},
+		setting{"reload", d.reload},
 		setting{"build_limits", func(n *yaml.Node) { d.rules(n, d.buildLimit) }},
 	)
 	d.require(n, values, "the file",

@@ -21,7 +21,7 @@ func (s *session) AddToStore(ctx context.Context, _ nix.Logger, req nix.AddToSto
 	if req.Method.Method == nix.Git {
 		return nil, nix.Refuse("%q is to be addressed by %s; the proxy does not take git trees", req.Name, req.Method)
 	}
-	dump = &sizeLimit{r: dump, name: req.Name, limit: s.limits.NarSize}
+	dump = &sizeLimit{r: dump, name: req.Name, limit: s.policy().Limits.NarSize}
 	var info *nix.PathInfo
 	var err error
 	switch {

@@ -58,19 +58,21 @@ func (c *frontConn) serveJump(conn *ssh.ServerConn, channel ssh.NewChannel) {
 		return
 	}
 	defer c.releaseJump()
+	seen := c.front.reviews.Load()
 	who, err := c.identityOf(conn)
 	if err != nil {
 		c.logRefusedKey(who, err)
 		c.refuse(channel, ssh.Prohibited, "nixbastion: this key is not accepted any more")
 		return
 	}
-	j := &jump{conn: c, who: who}
+	j := &jump{conn: c, who: who, flows: flows{stuck: make(chan string, 1)}}
 	if j.target, err = j.open(channel.ExtraData()); err != nil {
 		j.refuse(channel, err)
 		return
 	}
 	defer j.target.Close()
 	if j.channel, j.requests, err = channel.Accept(); err == nil {
+		defer enrol(c, &c.carrying, j, seen)()
 		j.run()
 	}
 }
@@ -85,6 +87,8 @@ func (c *frontConn) takeJump(opens int) (refusal string) {
 	switch {
 	case c.ended || c.front.isStopping():
 		return "shutting down"
+	case c.leaving.Load() != nil:
+		return c.dismissed().Error()
 	case opens > limits.OpensPer10s:
 		return fmt.Sprintf("more than %d channels opened in 10 s", limits.OpensPer10s)
 	case c.jumping >= limits.Jumps:

@@ -38,6 +38,15 @@ func (p *Proxy) jump(ctx context.Context, who *Identity, host string, port uint3
 	return b.connect(ctx, p.policy.Current(), who.Data.(*policy.Access), host, port)
 }
 
+// reachedConn is a connection to a target, with what the client asked for and where
+// that led by the policy.
+type reachedConn struct {
+	JumpConn
+	host string
+	port uint32
+	goal goal
+}
+
 // connect returns a [JumpRefusal] for all that is not allowed.
 func (b *bastion) connect(ctx context.Context, pol *policy.Policy, access *policy.Access, host string, port uint32) (JumpConn, error) {
 	g, err := goalOf(pol, access, host, port)
@@ -48,7 +57,24 @@ func (b *bastion) connect(ctx context.Context, pol *policy.Policy, access *polic
 	if err != nil {
 		return nil, err
 	}
-	return b.dialAny(ctx, addrs)
+	conn, err := b.dialAny(ctx, addrs)
+	if err != nil {
+		return nil, err
+	}
+	return &reachedConn{conn, host, port, g}, nil
+}
+
+// stillLeads returns a [JumpRefusal] if a connection would not be made any more, or would
+// lead elsewhere. The name of a host is not resolved again.
+func (m machine) stillLeads(pol *policy.Policy, access *policy.Access, c *reachedConn) error {
+	g, err := goalOf(pol, access, c.host, c.port)
+	if err != nil {
+		return err
+	}
+	if g.host != c.goal.host || g.addr != c.goal.addr || g.port != c.goal.port {
+		return refuseJump("the name leads to another host or port now")
+	}
+	return m.check(addrPort(c.RemoteAddr()), g.listed)
 }
 
 const (

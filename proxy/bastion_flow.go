@@ -19,7 +19,7 @@ type flows struct {
 	wg       sync.WaitGroup
 	begin    time.Time
 	last     atomic.Int64 // when a byte came from either side, in ns after begin
-	stuck    chan string  // why the client's side stands still
+	stuck    chan string  // why it has to end now; one is enough
 }
 
 // flow is one direction.
@@ -42,7 +42,7 @@ const closedByClient = "closed by the client"
 // carry moves bytes until the jump is over, and returns why it is. The channel is
 // gone then and nothing runs any more.
 func (j *jump) carry() (why string) {
-	j.begin, j.stuck = time.Now(), make(chan string, 1)
+	j.begin = time.Now()
 	j.start(&j.up, j.channel, j.toTarget(), j.target.CloseWrite, j.upEnd)
 	j.start(&j.down, j.target, j.toClient(), j.channel.CloseWrite, j.downEnd)
 	gone := make(chan struct{})
@@ -177,12 +177,15 @@ func (f *flow) step(all *flows, buf []byte) (n int, readErr, writeErr error) {
 // other jumps and sessions on it do not suffer for a program that is paused.
 func (j *jump) toClient() io.Writer {
 	limit := j.conn.front.limits.WriteStall
-	return &steadyWriter{w: j.channel, limit: limit, stall: func() {
-		select {
-		case j.stuck <- stalled(limit):
-		default:
-		}
-	}}
+	return &steadyWriter{w: j.channel, limit: limit, stall: func() { j.end(stalled(limit)) }}
+}
+
+// end ends the jump for a reason of ours. It waits for nothing.
+func (j *jump) end(why string) {
+	select {
+	case j.stuck <- why:
+	default:
+	}
 }
 
 func (j *jump) toTarget() io.Writer { return &steadySocket{j.target, j.conn.front.limits.WriteStall} }

@@ -180,7 +180,7 @@ func (l *lab) reload(text string) {
 	if err := os.WriteFile(l.file, []byte(text), 0o600); err != nil {
 		l.Fatal(err)
 	}
-	if err := l.proxy.Reload(); err != nil {
+	if _, err := l.proxy.Reload("test"); err != nil {
 		l.Fatalf("reload: %v", err)
 	}
 }

@@ -66,7 +66,7 @@ func (l *lab) scheduling(settings string) {
 		err = os.WriteFile(l.file, bytes.Replace(text, []byte("\nscheduling: {"), []byte("\nscheduling: {"+settings+", "), 1), 0o600)
 	}
 	if err == nil {
-		err = l.proxy.Reload()
+		_, err = l.proxy.Reload("test")
 	}
 	if err != nil {
 		l.Fatal(err)

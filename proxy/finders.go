@@ -9,6 +9,9 @@ import (
 
 // QueryReferrers answers from the cache.
 func (s *session) QueryReferrers(ctx context.Context, path nix.StorePath) ([]nix.StorePath, error) {
+	if err := s.sentAway(); err != nil {
+		return nil, err
+	}
 	return s.cache.QueryReferrers(ctx, s.domain(), path)
 }
 
@@ -25,6 +28,9 @@ func (s *session) QueryValidDerivers(ctx context.Context, path nix.StorePath) ([
 // QueryPathFromHashPart answers from the cache and pins the path. One that only a
 // builder holds is brought first.
 func (s *session) QueryPathFromHashPart(ctx context.Context, hashPart string) (nix.StorePath, error) {
+	if err := s.sentAway(); err != nil {
+		return nix.StorePath{}, err
+	}
 	path, err := s.cache.QueryPathFromHashPart(s.domain(), hashPart)
 	if err == nil {
 		s.pinned(path)

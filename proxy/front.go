@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	shell "github.com/gliderlabs/ssh"
@@ -25,6 +26,7 @@ import (
 //	front_auth.go       public keys, and the one line about a refused login
 //	front_session.go    session channels: env, exec, exit status
 //	front_gate.go       the order of what ends a session
+//	front_review.go     who may stay when the policy has changed
 //	front_stream.go     writes that must make progress
 //	front_conn.go       the socket: grace, acknowledgements, read buffer
 //	bastion*.go         channels to other hosts
@@ -84,9 +86,14 @@ type Exec struct {
 	// Stdout and Stderr block while the client does not read. A write without
 	// progress for [Limits.WriteStall] closes the connection.
 	Stdout, Stderr io.Writer
-	// Stopping is closed when the front begins to shut down: finish what runs,
-	// begin nothing new.
+	// Stopping is closed when the front begins to shut down, or the connection was
+	// dismissed: finish what runs, begin nothing new.
 	Stopping <-chan struct{}
+	// Dismissed returns why the connection is being ended because of the policy, nil if
+	// it is not. Nil says that none ever is.
+	Dismissed func() error
+	// Working counts what a dismissal with [Dismissal.Finish] waits for. May be nil.
+	Working *atomic.Int64
 	// Lost reports, once Stdin or the context has ended, whether that is since the
 	// client was lost: it fell silent, or its connection was reset. One that closes
 	// its connection, or is killed, is not. Nil says that nobody is ever lost.
@@ -110,8 +117,16 @@ type FrontOptions struct {
 	// client may go on and prove that it has it. It is asked up to 128 times by
 	// anybody: it must be a look-up in memory. Nil asks Authorize instead.
 	Offered func(key ssh.PublicKey, remote netip.Addr) error
+	// Review says why a connection must not go on, nil if it may. It is asked by
+	// [Front.Review], must be a look-up in memory, and is called from any goroutine. Nil
+	// lets all stay.
+	Review func(login *Login) *Dismissal
+	// ReviewJump says the same of a jump on a connection that may go on, by what Jump
+	// returned for it. It is needed where Review and Jump are set.
+	ReviewJump func(login *Login, target JumpConn) error
 	// Exec runs a command and returns its exit status. Its context ends when the
-	// channel or the connection is gone, or when Shutdown runs out of patience.
+	// channel or the connection is gone, when that was dismissed, or when Shutdown runs
+	// out of patience.
 	// A panic in it ends that session alone.
 	Exec func(ctx context.Context, x *Exec) int
 	// Jump connects to a target for a client that uses this host as its jump host,
@@ -131,15 +146,17 @@ type FrontOptions struct {
 // Front is the SSH server that clients meet. Make one with [NewFront], run it
 // with Serve, end it with Shutdown.
 type Front struct {
-	hostKeys  []ssh.Signer
-	hostCert  func() *ssh.Certificate
-	authorize func(ssh.PublicKey, netip.Addr) (Grant, error)
-	offered   func(ssh.PublicKey, netip.Addr) error
-	exec      func(context.Context, *Exec) int
-	jump      func(context.Context, *Identity, string, uint32) (JumpConn, error)
-	limits    Limits
-	offers    cipherOffers
-	log       *slog.Logger
+	hostKeys   []ssh.Signer
+	hostCert   func() *ssh.Certificate
+	authorize  func(ssh.PublicKey, netip.Addr) (Grant, error)
+	offered    func(ssh.PublicKey, netip.Addr) error
+	exec       func(context.Context, *Exec) int
+	jump       func(context.Context, *Identity, string, uint32) (JumpConn, error)
+	review     func(*Login) *Dismissal
+	reviewJump func(*Login, JumpConn) error
+	limits     Limits
+	offers     cipherOffers
+	log        *slog.Logger
 
 	room       *waitingRoom
 	principals *tally
@@ -147,6 +164,7 @@ type Front struct {
 	slots      chan struct{} // one per open connection and jump
 	jumps      chan struct{} // one per jump
 	stopping   chan struct{} // closed when Shutdown begins
+	reviews    atomic.Int64  // so many have begun
 
 	wg sync.WaitGroup // Serve calls and connections
 
@@ -177,9 +195,13 @@ func NewFront(opts FrontOptions) (*Front, error) {
 			return err
 		}
 	}
+	if opts.Review != nil && opts.Jump != nil && opts.ReviewJump == nil {
+		return nil, errors.New("ssh front: ReviewJump must be set")
+	}
 	limits := opts.Limits.withDefaults()
 	return &Front{
 		hostKeys: opts.HostKeys, hostCert: opts.HostCertificate, offered: opts.Offered, authorize: opts.Authorize, exec: opts.Exec, jump: opts.Jump,
+		review: opts.Review, reviewJump: opts.ReviewJump,
 		limits: limits, offers: offers, log: opts.Log,
 		room:       newWaitingRoom(limits),
 		principals: newTally(),

@@ -69,10 +69,13 @@ func (c *frontConn) exchangeIdents() error {
 func (c *frontConn) end() {
 	c.Conn.Close()
 	c.out.Stop()
-	c.cancel()
+	c.cancel(nil)
 	c.stopTimers()
 	c.mu.Lock()
 	c.ended = true
+	if c.goodbye != nil {
+		c.goodbye.Stop()
+	}
 	c.mu.Unlock()
 	c.sessions.Wait()
 	c.front.room.leave(c.waiter)

@@ -63,6 +63,7 @@ func (c *frontConn) keyOffered(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.P
 
 // keyVerified makes the identity, from the verified key alone.
 func (c *frontConn) keyVerified(meta ssh.ConnMetadata, key ssh.PublicKey, _ *ssh.Permissions, _ string) (*ssh.Permissions, error) {
+	seen := c.front.reviews.Load()
 	grant, err := c.worth(meta.User(), key)
 	if err != nil {
 		return nil, err
@@ -76,6 +77,10 @@ func (c *frontConn) keyVerified(meta ssh.ConnMetadata, key ssh.PublicKey, _ *ssh
 	}
 	c.front.log.Info("ssh login", append(c.where(), append(who.keyText(),
 		"user", quotePeer(who.User), "client", quotePeer(c.ident))...)...)
+	c.mu.Lock()
+	c.login = &Login{Identity: who, Key: key, Since: time.Now()}
+	c.mu.Unlock()
+	c.reviewSince(seen)
 	return &ssh.Permissions{ExtraData: map[any]any{identityKey{}: &verified{who, key}}}, nil
 }
 

@@ -29,7 +29,9 @@ type frontConn struct {
 	// ctx is the parent of every command's context; cancel is called when the
 	// connection ended or the front stops the hard way.
 	ctx    context.Context
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
+	// stopping is closed once commands are to come to their end.
+	stopping chan struct{}
 
 	ident   string          // the client's identification line; set before the key exchange
 	peer    func() ssh.Conn // nil until authenticated; set before the key exchange
@@ -59,22 +61,30 @@ type frontConn struct {
 	granted  string // principal whose tally counts this connection
 	loggedIn atomic.Bool
 
+	leaving atomic.Pointer[Dismissal] // why it ends; changed under mu
+	working atomic.Int64              // see Exec.Working
+
 	sessions sync.WaitGroup // and jumps
 
 	mu       sync.Mutex // guards what follows
 	ended    bool       // no more sessions
-	running  int        // sessions
-	jumping  int        // jumps
-	refusing int        // channels whose refusal is being written
+	stopped  bool       // stopping is closed
+	login    *Login     // nil before; without Running
+	serving  []*frontSession
+	carrying []*jump
+	goodbye  *time.Timer // the next step of a dismissal; nil without one
+	running  int         // sessions
+	jumping  int         // jumps
+	refusing int         // channels whose refusal is being written
 	opens    rate
 	why      string // why it ended, if not by the peer's will; the first reason stays
 	vanished bool   // the reason is that the peer was lost, see front_lost.go
 }
 
 func newFrontConn(ctx context.Context, f *Front, conn net.Conn) *frontConn {
-	c := &frontConn{Conn: conn, front: f, remote: addrPort(conn.RemoteAddr())}
+	c := &frontConn{Conn: conn, front: f, remote: addrPort(conn.RemoteAddr()), stopping: make(chan struct{})}
 	c.out = sshconn.NewWriter(senderFunc(c.send))
-	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	c.ctx, c.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	if socket, ok := conn.(syscall.Conn); ok {
 		c.raw, _ = socket.SyscallConn()
 	}
@@ -218,13 +228,15 @@ func (c *frontConn) reason() string {
 
 // kill is the hard end of Shutdown.
 func (c *frontConn) kill() {
-	c.cancel()
+	c.cancel(nil)
 	c.abort("shutdown")
 }
 
-// closeIfUnused ends a connection that runs no session, when the front stops.
+// closeIfUnused ends a connection that runs no session, when it is to end, and tells
+// those that run.
 func (c *frontConn) closeIfUnused() {
 	c.mu.Lock()
+	c.stop()
 	unused := c.running == 0
 	c.mu.Unlock()
 	if unused {

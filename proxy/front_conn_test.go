@@ -24,7 +24,7 @@ func (c *pieceConn) SetWriteDeadline(time.Time) error { return nil }
 func TestClientsAreSentWholePackets(t *testing.T) {
 	var socket pieceConn
 	c := newFrontConn(t.Context(), &Front{limits: Limits{}.withDefaults()}, &socket)
-	defer c.cancel()
+	defer c.cancel(nil)
 	defer c.out.Stop()
 	c.Write(make([]byte, 4096)) // as the library does it
 	c.Write(make([]byte, 28<<10))

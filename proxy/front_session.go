@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -30,6 +31,9 @@ type frontSession struct {
 	env      map[string]string // made when the first variable comes
 	terminal bool              // the client asked for one
 	gone     chan struct{}     // closed when the client closed the channel or is gone
+	// farewell keeps a last word of the front and the end of our side apart, which the
+	// library does not.
+	farewell sync.Mutex
 }
 
 // serveSession runs in a goroutine of its own, which gliderlabs/ssh started.
@@ -45,6 +49,7 @@ func (c *frontConn) serveSession(conn *ssh.ServerConn, channel ssh.NewChannel) {
 		return
 	}
 	defer c.releaseSession()
+	seen := c.front.reviews.Load()
 	who, err := c.identityOf(conn)
 	if err != nil {
 		c.logRefusedKey(who, err)
@@ -56,6 +61,7 @@ func (c *frontConn) serveSession(conn *ssh.ServerConn, channel ssh.NewChannel) {
 		return // the connection is gone
 	}
 	s := &frontSession{conn: c, who: who, channel: ch, requests: requests, gone: make(chan struct{})}
+	defer enrol(c, &c.serving, s, seen)()
 	s.run()
 }
 
@@ -75,6 +81,8 @@ func (c *frontConn) takeSession(opens int) (refusal string) {
 	switch {
 	case c.ended || c.front.isStopping():
 		return "shutting down"
+	case c.leaving.Load() != nil:
+		return c.dismissed().Error()
 	case opens > limits.OpensPer10s:
 		return fmt.Sprintf("more than %d channels opened in 10 s", limits.OpensPer10s)
 	case c.running >= limits.Sessions:
@@ -93,7 +101,7 @@ func (c *frontConn) releaseSession() {
 	c.mu.Lock()
 	c.running--
 	c.mu.Unlock()
-	if c.front.isStopping() {
+	if d := c.leaving.Load(); c.front.isStopping() || d != nil && !d.Finish {
 		c.closeIfUnused()
 	}
 	c.sessions.Done()
@@ -246,7 +254,7 @@ func (s *frontSession) exec(ctx context.Context, command string) (status int) {
 	return s.conn.front.exec(ctx, &Exec{
 		Identity: s.who, Command: command, Env: s.env, Terminal: s.terminal,
 		Stdin: s.channel, Stdout: stdout, Stderr: stderr,
-		Stopping: s.conn.front.stopping, Lost: s.conn.lost,
+		Stopping: s.conn.stopping, Lost: s.conn.lost, Dismissed: s.conn.dismissed, Working: &s.conn.working,
 	})
 }
 
@@ -265,6 +273,8 @@ func (s *frontSession) steady(w io.Writer) *steadyWriter {
 // library answers that with ours, be the status sent or not. So nothing that
 // answers us is looked at before all is sent.
 func (s *frontSession) finish(status int) {
+	s.farewell.Lock()
+	defer s.farewell.Unlock()
 	s.conn.gate.hold()
 	defer s.conn.gate.release()
 	s.channel.CloseWrite()

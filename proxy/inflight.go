@@ -164,3 +164,16 @@ func (t *inflight) cancelAll(cause error) {
 	t.mu.Unlock()
 	t.wg.Wait()
 }
+
+// endLingering ends the builds that go on for nobody and were asked for by principals
+// that have to go.
+func (t *inflight) endLingering(has func(principal string) bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for key, b := range t.running {
+		if b.linger != nil && has(b.linger.principal) {
+			t.stopLingering(b)
+			t.giveUp(key, b)
+		}
+	}
+}

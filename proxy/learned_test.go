@@ -52,7 +52,7 @@ func TestReloadForgivesFaults(t *testing.T) {
 	for range 8 {
 		l.proxy.router.Fault("b1", "it was broken")
 	}
-	if err := l.proxy.Reload(); err != nil {
+	if _, err := l.proxy.Reload("test"); err != nil {
 		t.Fatal(err)
 	}
 	result, err := l.client("alice").build(t.Context(), nix.Discard, "hello")

@@ -60,6 +60,7 @@ type Proxy struct {
 	learned *learned
 	loads   *loads
 	glances glances
+	reloads reloads
 
 	stopFetches context.CancelCauseFunc
 }
@@ -68,6 +69,7 @@ type Proxy struct {
 // yet.
 func New(ctx context.Context, opts Options) (*Proxy, error) {
 	p := &Proxy{policy: opts.Policy, version: opts.Version, log: opts.Log}
+	p.reloads.started = opts.Policy.Current()
 	if err := p.open(ctx); err != nil {
 		return nil, err
 	}
@@ -109,6 +111,8 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 		Offered:         p.offered,
 		Exec:            p.exec,
 		Jump:            p.jump,
+		Review:          p.review,
+		ReviewJump:      p.reviewJump,
 		Ciphers:         pol.SSH.Ciphers,
 		Log:             p.log,
 	})
@@ -154,22 +158,6 @@ func (p *Proxy) openFeeds() {
 
 // Cache is the store, for the admin. It is closed by Shutdown.
 func (p *Proxy) Cache() *cache.Cache { return p.cache }
-
-// Reload takes the policy file anew. A file with mistakes is refused and the old
-// policy stays.
-func (p *Proxy) Reload() error {
-	if err := p.policy.ReloadAfter(p.signing.prepare); err != nil {
-		return err
-	}
-	p.signing.begin(p.builds.fetchCtx)
-	p.apply(p.policy.Current())
-	for _, b := range p.policy.Current().Builders { // the admin may have mended it
-		p.router.Pardon(b.Name)
-	}
-	p.lookAtBuilders()
-	p.warnOfHostCertificate()
-	return nil
-}
 
 // apply brings builders to what the policy says.
 func (p *Proxy) apply(pol *policy.Policy) {
@@ -315,8 +303,7 @@ func (p *Proxy) daemonVersion() string {
 func (p *Proxy) serveDaemon(ctx context.Context, x *Exec, log *slog.Logger) int {
 	principal := accessOf(x).Principal
 	s := p.newSession(principal, log)
-	s.feeder.client.remote = x.Identity.Remote.Addr()
-	s.lost = x.Lost
+	s.serves(x)
 	defer s.close()
 	err := worker.Serve(ctx, stdio{x.Stdin, x.Stdout}, s, worker.ServeOptions{
 		DaemonVersion: p.daemonVersion(),
@@ -334,8 +321,7 @@ func (p *Proxy) serveDaemon(ctx context.Context, x *Exec, log *slog.Logger) int 
 func (p *Proxy) serveStore(ctx context.Context, x *Exec, write bool, log *slog.Logger) int {
 	principal := accessOf(x).Principal
 	s := p.newSession(principal, log)
-	s.feeder.client.remote = x.Identity.Remote.Addr()
-	s.lost = x.Lost
+	s.serves(x)
 	defer s.close()
 	spoolDir := ""
 	if principal.Role == policy.RoleFull {
@@ -354,6 +340,9 @@ func (p *Proxy) serveStore(ctx context.Context, x *Exec, write bool, log *slog.L
 
 // ended tells why a session ended, if not in order, and returns its exit status.
 func ended(x *Exec, err error, log *slog.Logger) int {
+	if x.Dismissed != nil && x.Dismissed() != nil {
+		err = x.Dismissed()
+	}
 	if err == nil {
 		return 0
 	}
@@ -379,7 +368,7 @@ func endText(err error) string {
 
 func (p *Proxy) newSession(principal *policy.Principal, log *slog.Logger) *session {
 	return &session{
-		principal: principal, cache: p.cache, builds: p.builds, found: p.found, feeder: p.builds.feeds.newFeeder(principal, log), limits: p.policy.Current().Limits, log: log,
+		principal: principal, cache: p.cache, builds: p.builds, found: p.found, feeder: p.builds.feeds.newFeeder(principal, log), log: log,
 		pins: p.cache.NewPins(principal.Name), promises: promises{keepers: p.found.keepers},
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync/atomic"
 
 	"nixbastion/cache"
 	"nixbastion/internal/nix"
@@ -23,7 +24,6 @@ type session struct {
 	builds    *builds
 	found     *finder
 	feeder    *feeder
-	limits    policy.Limits
 	log       *slog.Logger
 
 	// pins keeps what this client was promised until it leaves.
@@ -36,6 +36,10 @@ type session struct {
 	own map[nix.StorePath]bool
 	// lost reports, once the client has gone, whether it was lost. Nil: it was not.
 	lost func() bool
+	// dismissed returns why the client has to go, nil if it may stay. Nil: it stays.
+	dismissed func() error
+	// working counts the builds that it may still wait for then. May be nil.
+	working *atomic.Int64
 	// buildLimits are those of the builds that follow.
 	buildLimits nix.BuildLimits
 }
@@ -81,6 +85,10 @@ func (s *session) policy() *policy.Policy { return s.builds.policy.Current() }
 
 // mayWrite refuses what only a full key may do.
 func (s *session) mayWrite(what string) error {
+	if err := s.sentAway(); err != nil {
+		return err
+	}
+	s.refresh()
 	if s.principal.Role == policy.RoleFull {
 		return nil
 	}
@@ -92,6 +100,9 @@ func (s *session) mayWrite(what string) error {
 // read it counts what builders hold, too; who uploads is answered what need not be
 // sent. Nothing is substituted.
 func (s *session) QueryValidPaths(ctx context.Context, paths []nix.StorePath, _ bool) ([]nix.StorePath, error) {
+	if err := s.sentAway(); err != nil {
+		return nil, err
+	}
 	valid := s.pins.Pin(s.domain(), paths)
 	if s.principal.Role == policy.RoleRead && len(valid) < len(paths) {
 		valid = append(valid, s.found.listed(ctx, &s.promises, s.domain(), without(paths, valid))...)
@@ -103,6 +114,9 @@ func (s *session) QueryValidPaths(ctx context.Context, paths []nix.StorePath, _ 
 // signature of a path that is still arriving. One that only a builder holds is
 // brought first, so that the info is that of verified bytes.
 func (s *session) QueryPathInfo(ctx context.Context, path nix.StorePath) (*nix.PathInfo, error) {
+	if err := s.mayFetch(path); err != nil {
+		return nil, err
+	}
 	if err := s.awaitSignature(ctx, path); err != nil {
 		return nil, err
 	}
@@ -116,6 +130,9 @@ func (s *session) QueryPathInfo(ctx context.Context, path nix.StorePath) (*nix.P
 // NarFromPath opens a NAR in the cache, or follows one that is still arriving
 // from a builder.
 func (s *session) NarFromPath(ctx context.Context, path nix.StorePath) (io.ReadCloser, error) {
+	if err := s.mayFetch(path); err != nil {
+		return nil, err
+	}
 	s.have(ctx, path)
 	return s.cache.OpenNar(ctx, s.domain(), path)
 }
@@ -185,7 +202,7 @@ func (s *session) receive(ctx context.Context, claimed *nix.PathInfo, nar io.Rea
 }
 
 func (s *session) checkSize(path nix.StorePath, size uint64) error {
-	if limit := s.limits.NarSize; limit > 0 && size > uint64(limit) {
+	if limit := s.policy().Limits.NarSize; limit > 0 && size > uint64(limit) {
 		return nix.Refuse("path %s has a NAR of %d bytes; the proxy's limit (limits.nar_size) is %d", path, size, limit)
 	}
 	return nil
@@ -206,6 +223,7 @@ func (s *session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath n
 		s.owns(result.Outputs)
 		return result, nil
 	}
+	defer s.work()()
 	s.attached++
 	result, err := s.builds.build(ctx, o, log, s.attached<<32)
 	if err != nil {

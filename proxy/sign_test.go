@@ -31,7 +31,7 @@ func (l *lab) signWith(domains string) {
 	if err := os.WriteFile(l.file, []byte(strings.Join(lines, "")), 0o600); err != nil {
 		l.Fatal(err)
 	}
-	if err := l.proxy.Reload(); err != nil {
+	if _, err := l.proxy.Reload("test"); err != nil {
 		l.Fatal(err)
 	}
 }

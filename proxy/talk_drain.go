@@ -7,8 +7,9 @@ import (
 )
 
 // ChangeAdmin carries out what the admin wants changed and says what is so now.
-// Words are "drain BUILDER [REASON]" or "undrain BUILDER". Whoever calls it has made
-// sure that the asker may. The error may be a [UsageError].
+// Words are "drain BUILDER [REASON]", "undrain BUILDER" or "reload". Whoever calls it has
+// made sure that the asker may. The error may be a [UsageError] or a
+// [*policy.Mistakes].
 func (p *Proxy) ChangeAdmin(words []string) (string, error) {
 	switch {
 	case (len(words) == 2 || len(words) == 3) && words[0] == "drain":
@@ -19,8 +20,14 @@ func (p *Proxy) ChangeAdmin(words []string) (string, error) {
 		return p.drain(words[1], reason)
 	case len(words) == 2 && words[0] == "undrain":
 		return p.undrain(words[1])
+	case len(words) == 1 && words[0] == "reload":
+		result, err := p.Reload("command")
+		if err != nil {
+			return "", err
+		}
+		return result.String(), nil
 	}
-	return "", usage("there is drain BUILDER [REASON] and undrain BUILDER")
+	return "", usage("there is drain BUILDER [REASON], undrain BUILDER and reload")
 }
 
 func (p *Proxy) drain(builder, reason string) (string, error) {

@@ -24,6 +24,8 @@ type statusAnswer struct {
 	// null for a key that may not build.
 	QueueLength int             `json:"queue_length"`
 	Queue       []waitingStatus `json:"queue"`
+	// Policy is there for the admin alone.
+	Policy *policyStatus `json:"policy,omitempty"`
 }
 
 // builderStatus is one builder.
@@ -86,6 +88,9 @@ func (p *Proxy) status(a *asker, args []string) (answer, error) {
 	}
 	if a.seesReasons() {
 		s.addLoads(p.pool.Load, time.Now())
+	}
+	if a.client == nil {
+		s.Policy = p.reloads.status(p.policy.Current())
 	}
 	return s, nil
 }
@@ -173,6 +178,9 @@ func newWaiting(q *route.Queued, now time.Time) waitingStatus {
 
 func (s *statusAnswer) print(page *page) {
 	page.line("nixbastion %s, %s", s.Version, domainsText(s.Domains))
+	if s.Policy != nil {
+		s.Policy.print(page, time.Now())
+	}
 	page.line("\nBuilders")
 	if len(s.Builders) == 0 {
 		page.line("  there is none")

@@ -25,8 +25,8 @@ import (
 
 // The admin asks on a unix socket, over HTTP, for which every machine has a
 // client: GET /status and GET /why, with a parameter word for each word that
-// follows, --json among them. The answer is text. POST /drain and /undrain change
-// something, with words likewise. POST /cache is a command on the store: see
+// follows, --json among them. The answer is text. POST /drain, /undrain and /reload
+// change something, with words likewise. POST /cache is a command on the store: see
 // cacheRequest and frameKind.
 
 const (
@@ -49,7 +49,7 @@ type askFunc func(ctx context.Context, words []string) (string, error)
 type changeFunc func(words []string) (string, error)
 
 // changes are the paths of what is changed.
-var changes = []string{"/drain", "/undrain"}
+var changes = []string{"/drain", "/undrain", "/reload"}
 
 // admin is the socket and who answers on it.
 type admin struct {
@@ -248,9 +248,15 @@ func reply(w http.ResponseWriter, answer string, err error) {
 	_, _ = io.WriteString(w, answer) // an error means that nobody reads it
 }
 
+// statusMistakes is that of a policy that was refused: the answer is its mistakes.
+const statusMistakes = http.StatusConflict
+
 func statusOf(err error) int {
 	if errors.As(err, new(*proxy.UsageError)) {
 		return http.StatusBadRequest
+	}
+	if errors.As(err, new(*policy.Mistakes)) {
+		return statusMistakes
 	}
 	return http.StatusUnprocessableEntity
 }

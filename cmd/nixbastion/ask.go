@@ -20,8 +20,9 @@ const (
 	// example have.
 	defaultAdminSocket = "/var/lib/nixbastion/admin.sock"
 	askTimeout         = 30 * time.Second
-	// maxRefusal is how much is read of a refusal, in bytes.
-	maxRefusal = 16 << 10
+	// maxRefusal is how much is read of a refusal, in bytes: all mistakes of a policy
+	// file fit in.
+	maxRefusal = 256 << 10
 )
 
 // askFlags say whom a subcommand asks, and how it wants the answer.
@@ -75,11 +76,11 @@ func (f askFlags) socket() (string, error) {
 		}
 		return f.Socket, nil
 	}
-	pol, err := policy.Load(f.Config)
+	socket, err := policy.SocketOf(f.Config)
 	if err != nil {
 		return "", reportMistakes(err)
 	}
-	return pol.Admin.Socket, nil
+	return socket, nil
 }
 
 // refused is what the proxy said instead of an answer.
@@ -87,6 +88,10 @@ func refused(answer *http.Response) error {
 	text, err := io.ReadAll(io.LimitReader(answer.Body, maxRefusal))
 	if err != nil {
 		return err
+	}
+	if answer.StatusCode == statusMistakes {
+		fmt.Fprintf(os.Stderr, "%s\nnixbastion: the policy was refused; the one before it stays in force\n", strings.TrimSpace(string(text)))
+		return errMistakes
 	}
 	sentence := errors.New(strings.TrimSpace(string(text)))
 	if answer.StatusCode == http.StatusBadRequest {

@@ -22,7 +22,7 @@ type serveCmd struct {
 // shutdownTimeout is how long running operations get to end after SIGTERM.
 const shutdownTimeout = 20 * time.Second
 
-// Run serves until SIGTERM or SIGINT. SIGHUP loads the policy file again.
+// Run serves until SIGTERM or SIGINT. For what loads the policy again see followPolicy.
 func (c serveCmd) Run() error {
 	live, err := policy.NewLive(c.Config)
 	if err != nil {
@@ -46,7 +46,7 @@ func (c serveCmd) Run() error {
 	if err != nil {
 		return errors.Join(err, stopAdmin(admin), shutdown(p))
 	}
-	stopReloads := reloadOnHangup(p, live, log)
+	stopReloads := followPolicy(p, live, log)
 	log.Info("serving", "version", version, "listen", live.Current().Listen, "config", c.Config)
 	err = p.Serve(ctx, listeners)
 	stopReloads()
@@ -75,37 +75,6 @@ func listenAll(addresses []string) ([]net.Listener, error) {
 		listeners = append(listeners, l)
 	}
 	return listeners, nil
-}
-
-// reloadOnHangup loads the policy again at each SIGHUP. The function returned
-// ends that and waits for it.
-func reloadOnHangup(p *proxy.Proxy, live *policy.Live, log *slog.Logger) (stop func()) {
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for range hangups {
-			reload(p, live, log)
-		}
-	}()
-	return func() {
-		signal.Stop(hangups)
-		close(hangups)
-		<-done
-	}
-}
-
-func reload(p *proxy.Proxy, live *policy.Live, log *slog.Logger) {
-	before := live.Current()
-	if err := p.Reload(); err != nil {
-		log.Error("policy refused; the old one stays", "error", err.Error())
-		return
-	}
-	log.Info("policy loaded")
-	if keys := before.NeedsRestart(live.Current()); len(keys) > 0 {
-		log.Warn("some changes count after a restart only", "keys", keys)
-	}
 }
 
 // adminPatience is how long questions under way get to be answered.
