@@ -76,6 +76,7 @@ func (t *description) server() {
 	t.revocations()
 	t.commands(p.Commands)
 	t.trust(p.TrustedPublicKeys)
+	t.audit(p.Audit)
 	t.line(0, "The admin asks on %s: root, the proxy's own account%s.", p.Admin.Socket, adminsText(p.Admin.Users))
 }
 

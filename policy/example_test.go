@@ -87,6 +87,9 @@ func TestExampleTellsTheDefaults(t *testing.T) {
 	if a.Protocol != b.Protocol {
 		t.Errorf("protocol: %v, as comments %v", a.Protocol, b.Protocol)
 	}
+	if plain.Audit != all.Audit {
+		t.Errorf("audit: %+v, as comments %+v", plain.Audit, all.Audit)
+	}
 	if plain.Commands != all.Commands || plain.Admin.Socket != all.Admin.Socket ||
 		!reflect.DeepEqual(plain.TrustedPublicKeys, all.TrustedPublicKeys) {
 		t.Errorf("commands, admin or trusted keys: %+v, as comments %+v", plain, all)
