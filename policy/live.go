@@ -30,6 +30,9 @@ func NewLive(file string) (*Live, error) {
 // belong together asks once.
 func (l *Live) Current() *Policy { return l.current.Load() }
 
+// File is the name of the policy file, as NewLive was given it.
+func (l *Live) File() string { return l.file }
+
 // NeedsRestart returns the keys whose change from p to next counts only when the
 // proxy starts again. All others count at once.
 func (p *Policy) NeedsRestart(next *Policy) []string {

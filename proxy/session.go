@@ -38,6 +38,8 @@ type session struct {
 	lost func() bool
 	// buildLimits are those of the builds that follow.
 	buildLimits nix.BuildLimits
+	// who is at the other end; nil for questions of the proxy's own.
+	who *Identity
 }
 
 var (
@@ -82,7 +84,7 @@ func (s *session) policy() *policy.Policy { return s.builds.policy.Current() }
 // mayWrite refuses what only a full key may do.
 func (s *session) mayWrite(what string) error {
 	if s.principal.Role == policy.RoleFull {
-		return nil
+		return s.mayChange()
 	}
 	return nix.Refuse("key of %q has the role %s and may not %s here; the admin gives the role in the proxy's policy",
 		s.principal.Name, s.principal.Role, what)
@@ -141,10 +143,11 @@ func (s *session) AddTempRoots(_ context.Context, paths []nix.StorePath) error {
 func (s *session) SetOptions(context.Context, nix.ClientOptions) error { return nil }
 
 // AddMultipleToStore streams uploads into the cache.
-func (s *session) AddMultipleToStore(ctx context.Context, _ nix.Logger, src nix.PathSource, opts nix.AddOptions) error {
+func (s *session) AddMultipleToStore(ctx context.Context, _ nix.Logger, src nix.PathSource, opts nix.AddOptions) (err error) {
 	if src.Count == 0 {
 		return nil
 	}
+	defer func() { s.noteRefusal("upload", nix.StorePath{}, err) }()
 	if err := s.mayWrite("upload paths"); err != nil {
 		return err
 	}
@@ -177,6 +180,7 @@ func (s *session) receive(ctx context.Context, claimed *nix.PathInfo, nar io.Rea
 	if err != nil {
 		return err
 	}
+	s.uploaded(info, outcome.String())
 	if outcome == cache.Differs {
 		s.log.Warn("upload differs from what the cache holds; the first one stays", "path", info.Path.String())
 	}
@@ -193,7 +197,8 @@ func (s *session) checkSize(path nix.StorePath, size uint64) error {
 
 // BuildDerivation has a derivation built, or answers for one that was built
 // already or is being built.
-func (s *session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath nix.StorePath, drv *nix.BasicDerivation, mode nix.BuildMode) (*nix.BuildResult, error) {
+func (s *session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath nix.StorePath, drv *nix.BasicDerivation, mode nix.BuildMode) (_ *nix.BuildResult, err error) {
+	defer func() { s.noteRefusal("build", drvPath, err) }()
 	if err := s.mayBuild(mode); err != nil {
 		return nil, err
 	}
@@ -204,7 +209,7 @@ func (s *session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath n
 	if result := s.knownOutputs(drv, mode); result != nil {
 		s.log.Info("outputs are known", "drv", drvPath.String())
 		s.owns(result.Outputs)
-		return result, nil
+		return result, s.known(drvPath, drv, result)
 	}
 	s.attached++
 	result, err := s.builds.build(ctx, o, log, s.attached<<32)
@@ -259,7 +264,7 @@ func (s *session) order(drvPath nix.StorePath, drv *nix.BasicDerivation, mode ni
 	}
 	o := &order{
 		principal: s.principal, drvPath: drvPath, drv: drv, mode: mode, limits: s.limitsOf(drvPath, system),
-		system: system, features: features, needs: needs, inputs: inputs, log: s.log, feeder: s.feeder, lost: s.lost,
+		system: system, features: features, needs: needs, inputs: inputs, log: s.log, feeder: s.feeder, lost: s.lost, who: s.who,
 	}
 	if mode != nix.BuildNormal {
 		err = s.compared(o)
