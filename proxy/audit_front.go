@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"strings"
 	"time"
 
@@ -50,5 +51,8 @@ func (j *jump) ended(dialled string, start time.Time, why string) {
 func (j *jump) refusedFor(err error) {
 	e := j.event(audit.JumpRefused)
 	e.Reason = err.Error()
+	if no := (*JumpRefusal)(nil); errors.As(err, &no) {
+		e.Reason = no.Reason
+	}
 	j.conn.front.audit.Record(e)
 }
