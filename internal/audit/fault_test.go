@@ -233,14 +233,19 @@ func TestAfterTheEndNothingIsCommitted(t *testing.T) {
 	d.close()
 }
 
-func benchmark(b *testing.B, each func(*Log, Event), change ...func(*Options)) {
-	d := newDesk(b).open(append(change, func(o *Options) { o.RotateSize, o.Keep = 64<<20, 2 })...)
-	e := Event{
+// benchmarkEvent is the end of a usual build.
+func benchmarkEvent() Event {
+	return Event{
 		Kind: Build, Principal: "anna", Domain: "default", Address: "192.0.2.17", Port: 50222,
 		Key: "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", Drv: "/nix/store/00000000000000000000000000000000-hello-2.12.1.drv",
 		System: "x86_64-linux", Builder: "builder1", Attempts: 1, Inputs: 317, InputBytes: 1 << 30, Seconds: 12.5, Result: "Built",
 		Outputs: []Output{{"out", "/nix/store/00000000000000000000000000000000-hello-2.12.1", "sha256:0000000000000000000000000000000000000000000000000000", 226560}},
 	}
+}
+
+func benchmark(b *testing.B, each func(*Log, Event), change ...func(*Options)) {
+	d := newDesk(b).open(append(change, func(o *Options) { o.RotateSize, o.Keep = 64<<20, 2 })...)
+	e := benchmarkEvent()
 	b.ReportAllocs()
 	for b.Loop() {
 		each(d.Log, e)
@@ -256,4 +261,18 @@ func BenchmarkCommit(b *testing.B) { benchmark(b, func(l *Log, e Event) { l.Comm
 
 func BenchmarkCommitAlways(b *testing.B) {
 	benchmark(b, func(l *Log, e Event) { l.Commit(e) }, func(o *Options) { o.SyncAlways = true })
+}
+
+// What an event costs in all but the write: encoding, hash, line.
+func BenchmarkLine(b *testing.B) {
+	e := benchmarkEvent()
+	var line, body []byte
+	var last link
+	at := time.Now()
+	b.ReportAllocs()
+	for b.Loop() {
+		body = appendEvent(body[:0], &e)
+		line, last = appendLine(line[:0], last, at, body)
+	}
+	b.SetBytes(int64(len(line)))
 }

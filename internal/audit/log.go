@@ -49,7 +49,7 @@ const (
 	// for the writer; while that cannot write, events beyond it are dropped, counted.
 	maxQueue = 4 << 20
 	// entryCost is what an event in the queue takes beside its text.
-	entryCost = 128
+	entryCost    = 128
 	defaultPause = time.Second
 )
 
@@ -205,7 +205,7 @@ func (l *Log) put(e *Event, done chan error) bool {
 	if at.IsZero() {
 		at = l.opts.now()
 	}
-	item := entry{at: at, body: appendEvent(make([]byte, 0, 512), e), done: done}
+	item := entry{at: at, body: appendEvent(make([]byte, 0, 768), e), done: done}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for l.queued > maxQueue && !l.closed && l.fault.Load() == nil {
