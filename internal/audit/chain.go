@@ -9,9 +9,6 @@ import (
 	"time"
 )
 
-// format is the version of the format, v of each line.
-const format = 1
-
 // Hash is that of a line.
 type Hash [sha256.Size]byte
 
@@ -27,6 +24,7 @@ func ParseHash(text string) (h Hash, ok bool) {
 	return h, err == nil
 }
 
+// How a line begins, with the version of the format, and ends.
 const (
 	hexLen    = 2 * sha256.Size
 	lineStart = `{"v":1,"seq":`
