@@ -66,11 +66,11 @@ func (w *writer) look() error {
 	default:
 	}
 	if _, err := os.Stat(w.opts.File); err == nil {
-		w.passed = true // a process that took over has renamed ours
+		w.passed = true
+		w.log.Warn("another process has taken over the audit log; this one ends it in the file that it had")
 		return nil
 	}
 	w.log.Error("file of the audit log was moved away or removed by somebody; a new one is begun")
-	w.awaitSync()
 	w.close()
 	return w.begin(reasonGone, "")
 }
@@ -225,7 +225,6 @@ func (w *writer) rotate(reason string) error {
 
 // putAside leaves a file that cannot be relied on any more.
 func (w *writer) putAside(reason string) {
-	w.awaitSync()
 	w.close()
 	if err := w.beginBehind(reason); err != nil {
 		w.log.Error("cannot begin another file of the audit log", "error", err)
@@ -313,6 +312,7 @@ func (w *writer) use(f *os.File, size int64) {
 
 // close gives back the space that was reserved, and the lock.
 func (w *writer) close() {
+	w.awaitSync()
 	_ = w.f.Truncate(w.size) // without it the space is lost until the file goes
 	w.f.Close()
 	w.f, w.out, w.dirty = nil, nil, false
