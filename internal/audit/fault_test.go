@@ -276,3 +276,27 @@ func BenchmarkLine(b *testing.B) {
 	}
 	b.SetBytes(int64(len(line)))
 }
+
+// Guards against a disk that is full and stops builds at the next line, and against
+// space that is gone for good.
+func TestAFileHasSpaceAheadWhileItIsOpen(t *testing.T) {
+	d := newDesk(t).open(small)
+	d.commit(0, 50)
+	onDisk := func(file string) int64 {
+		var st syscall.Stat_t
+		if err := syscall.Stat(file, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Blocks * 512
+	}
+	if n := onDisk(d.file); n < reserveAhead/2 {
+		t.Errorf("%d bytes on disk", n)
+	}
+	if full := d.files()[0]; onDisk(full) > 64<<10 {
+		t.Errorf("a full file keeps %d bytes on disk", onDisk(full))
+	}
+	d.close()
+	if n := onDisk(d.file); n > 64<<10 {
+		t.Errorf("%d bytes on disk after the end", n)
+	}
+}
