@@ -66,18 +66,30 @@ func (c auditVerifyCmd) Run(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	files, err := c.find()
-	if err != nil {
+	for {
+		files, err := c.find()
+		if err != nil {
+			return err
+		}
+		var reports []audit.FileReport
+		missing, err := audit.Verify(files, heads, func(r audit.FileReport) { reports = append(reports, r) })
+		if err != nil && c.rotatedSince(files) {
+			continue // names stand for other files now
+		}
+		for _, r := range reports {
+			printReport(out, r)
+		}
+		if err == nil && len(missing) > 0 {
+			err = fmt.Errorf("no line has the hash %s: lines were cut off, or the chain was made anew", missing[0])
+		}
 		return err
 	}
-	missing, err := audit.Verify(files, heads, func(r audit.FileReport) { printReport(out, r) })
-	switch {
-	case err != nil:
-		return err
-	case len(missing) > 0:
-		return fmt.Errorf("no line has the hash %s: lines were cut off, or the chain was made anew", missing[0])
-	}
-	return nil
+}
+
+// rotatedSince reports whether there are other files than before.
+func (f auditFiles) rotatedSince(files []string) bool {
+	now, err := f.find()
+	return err == nil && !slices.Equal(now, files)
 }
 
 func parseHeads(texts []string) ([]audit.Hash, error) {
@@ -124,23 +136,36 @@ func (c auditGrepCmd) Run(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	files, err := c.find()
-	if err != nil {
-		return err
-	}
 	lines := bufio.NewWriterSize(out, 64<<10)
 	passed := 0
-	for _, file := range files {
+	err = c.each(func(file string) error {
 		n, err := audit.Scan(file, filter, func(e *audit.Event, line []byte) error { return c.print(lines, e, line) })
-		if err != nil {
-			return errors.Join(err, lines.Flush())
-		}
 		passed += n
-	}
+		return err
+	})
 	if passed > 0 {
 		fmt.Fprintf(os.Stderr, "nixbastion: %d lines are not events; nixbastion audit verify says more\n", passed)
 	}
-	return lines.Flush()
+	return errors.Join(err, lines.Flush())
+}
+
+// each visits the files, and those that become full meanwhile.
+func (f auditFiles) each(visit func(file string) error) error {
+	seen := map[string]bool{}
+	for {
+		files, err := f.find()
+		if err != nil {
+			return err
+		}
+		next := slices.IndexFunc(files, func(file string) bool { return !seen[file] })
+		if next < 0 {
+			return nil
+		}
+		seen[files[next]] = true
+		if err := visit(files[next]); err != nil || next == len(files)-1 {
+			return err
+		}
+	}
 }
 
 func (c auditGrepCmd) print(out *bufio.Writer, e *audit.Event, line []byte) error {

@@ -56,7 +56,9 @@ func Scan(file string, f *Filter, show func(e *Event, line []byte) error) (passe
 		}
 		var e Event
 		if int64(len(lines.text)) != lines.size || json.Unmarshal(lines.text, &e) != nil {
-			passed++
+			if lines.whole { // the last one may be on its way
+				passed++
+			}
 			continue
 		}
 		if !f.Matches(&e) {
