@@ -180,7 +180,7 @@ func (c *Cache) resignSome(domain string, keys []key) (paths int, err error) {
 // appendLacking adds a record to those that lack signatures, if it does. The
 // domain vouches for it as far as its own record says.
 func (c *Cache) appendLacking(lacking []resigned, k key, domain string, rec *record, provenance Provenance) []resigned {
-	signed := c.sign(k, domain, &record{info: rec.info, provenance: provenance})
+	signed := c.signedAs(Verified{domain: domain, public: k.domain == publicDomain, again: true, rec: &record{info: rec.info, provenance: provenance}})
 	if signed.info == rec.info {
 		return lacking
 	}

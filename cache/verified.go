@@ -13,6 +13,7 @@ import (
 type Verified struct {
 	domain string
 	public bool
+	again  bool
 	rec    *record
 }
 
@@ -22,6 +23,10 @@ func (v Verified) Domain() string { return v.domain }
 // Public reports whether the signatures are for the record that all domains see,
 // and not for the domain's own.
 func (v Verified) Public() bool { return v.public }
+
+// Again reports whether the path was valid before, and a pass over the store asks
+// for signatures that it lacks.
+func (v Verified) Again() bool { return v.again }
 
 // Info is what is known of the path. Hash and size are those that the cache
 // computed; the references are sorted. It is shared: nobody may change it.
@@ -44,10 +49,14 @@ func (v Verified) Provenance() Provenance {
 // for it: rec itself if there is none to add. The domain is the one that vouches,
 // the record may be that of the public domain.
 func (c *Cache) sign(k key, domain string, rec *record) *record {
+	return c.signedAs(Verified{domain: domain, public: k.domain == publicDomain, rec: rec})
+}
+
+func (c *Cache) signedAs(v Verified) *record {
 	if c.signer == nil {
-		return rec
+		return v.rec
 	}
-	return withOwnSigs(rec, c.signer(Verified{domain, k.domain == publicDomain, rec}))
+	return withOwnSigs(v.rec, c.signer(v))
 }
 
 // withOwnSigs returns the record with our own signatures. Those of others stay,

@@ -26,6 +26,7 @@ type decoder struct {
 	pol         *Policy
 	// usualLoad is that of builders without an own one; it is read before them.
 	usualLoad LoadLimits
+	auditOff  bool
 
 	// schema has every key that mapping was ever asked for and whether the file
 	// has it, as "builders.name".

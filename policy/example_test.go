@@ -90,6 +90,9 @@ func TestExampleTellsTheDefaults(t *testing.T) {
 	if plain.Reload != all.Reload {
 		t.Errorf("reload: %+v, as comments %+v", plain.Reload, all.Reload)
 	}
+	if plain.Audit != all.Audit {
+		t.Errorf("audit: %+v, as comments %+v", plain.Audit, all.Audit)
+	}
 	if plain.Commands != all.Commands || plain.Admin.Socket != all.Admin.Socket ||
 		!reflect.DeepEqual(plain.TrustedPublicKeys, all.TrustedPublicKeys) {
 		t.Errorf("commands, admin or trusted keys: %+v, as comments %+v", plain, all)

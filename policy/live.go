@@ -43,6 +43,9 @@ func (l *Live) load() (*Policy, error) {
 // belong together asks once.
 func (l *Live) Current() *Policy { return l.current.Load() }
 
+// File is the name of the policy file, as NewLive was given it.
+func (l *Live) File() string { return l.file }
+
 // NeedsRestart returns the keys whose change from p to next counts only when the
 // proxy starts again. All others count at once.
 func (p *Policy) NeedsRestart(next *Policy) []string {
@@ -57,6 +60,7 @@ func (p *Policy) NeedsRestart(next *Policy) []string {
 		{"cache", p.Cache == next.Cache},
 		{"log", p.Log == next.Log},
 		{"admin.socket", p.Admin.Socket == next.Admin.Socket || p.hasDefaultSocket() && next.hasDefaultSocket()},
+		{"audit", p.sameAudit(next)},
 		{"scheduling.history", p.Scheduling.History == next.Scheduling.History},
 	} {
 		if !c.same {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"log/slog"
 	"path/filepath"
 
@@ -38,7 +39,15 @@ func loadFrom(file string, disk disk) (*Policy, error) {
 	if err != nil {
 		return nil, &Mistakes{List: []Mistake{{File: file, Text: err.Error(), Hint: hintOf(err)}}}
 	}
-	return parse(file, text, disk)
+	pol, err := parse(file, text, disk)
+	var mistakes *Mistakes
+	switch {
+	case err == nil:
+		pol.FileHash = fileHash(text)
+	case errors.As(err, &mistakes):
+		mistakes.FileHash = fileHash(text)
+	}
+	return pol, err
 }
 
 func parse(file string, text []byte, disk disk) (*Policy, error) {
@@ -98,6 +107,7 @@ func defaults() *Policy {
 		Domains: []Domain{{Name: defaultDomainName}},
 
 		Scheduling: defaultScheduling(),
+		Audit:      defaultAudit(),
 
 		keys: map[string]*grant{}, authorities: map[string][]*grant{},
 		TrustedPublicKeys: []TrustedKey{{PublicKey: mustPublicKey(defaultTrustedKey)}},

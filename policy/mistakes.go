@@ -45,6 +45,8 @@ type Mistakes struct {
 	List []Mistake
 	// More is how many further ones were left out.
 	More int
+	// FileHash is the SHA-256 of the file's bytes, in hex; "" if it was not read.
+	FileHash string
 }
 
 // Error has one mistake after the other, each with its hint, on lines of its own.

@@ -31,6 +31,8 @@ type Policy struct {
 	TrustedPublicKeys []TrustedKey
 	// Admin is the socket for the admin's own questions.
 	Admin Admin
+	// Audit is the log of what was done, by whom.
+	Audit Audit
 	// RevokedKeys is the file with keys and certificates that open nothing, whatever
 	// else is said; "" for none.
 	RevokedKeys string
@@ -40,6 +42,9 @@ type Policy struct {
 	Reload Reload
 	// BuildLimits bound builds, the first rule that applies before the others.
 	BuildLimits []BuildLimit
+
+	// FileHash is the SHA-256 of the file's bytes, in hex.
+	FileHash string
 
 	keys        map[string]*grant   // by the key's wire form
 	authorities map[string][]*grant // by the wire form of a key that signs certificates, in the order of the file

@@ -23,6 +23,7 @@ func (d *decoder) settings(n *yaml.Node) {
 		setting{"commands", d.commands},
 		setting{"trusted_public_keys", func(n *yaml.Node) { p.TrustedPublicKeys = d.trustedKeys(n) }},
 		setting{"admin", d.admin},
+		setting{"audit", d.audit},
 		setting{"domains", d.domains},
 		setting{"load", func(n *yaml.Node) { d.usualLoad = d.load(n, "load.", d.usualLoad) }},
 		setting{"builders", func(n *yaml.Node) { d.list(n, d.builder) }},
@@ -40,6 +41,7 @@ func (d *decoder) settings(n *yaml.Node) {
 	if p.Admin.Socket == "" {
 		p.Admin.Socket = filepath.Join(p.StateDir, defaultAdminSocket)
 	}
+	d.auditFile()
 }
 
 func (d *decoder) listen(n *yaml.Node) []string {

@@ -7,6 +7,7 @@ import (
 	"hash"
 	"io"
 
+	"nixbastion/cache"
 	"nixbastion/internal/nix"
 	"nixbastion/internal/nix/nar"
 )
@@ -14,7 +15,8 @@ import (
 // AddToStore takes content that names itself: sources, .drv files and texts of
 // clients that evaluate against this store. Nothing is to be repaired of those:
 // who asks for it brings the very bytes, which are stored if ours were lost.
-func (s *session) AddToStore(ctx context.Context, _ nix.Logger, req nix.AddToStoreRequest, dump io.Reader) (*nix.PathInfo, error) {
+func (s *session) AddToStore(ctx context.Context, _ nix.Logger, req nix.AddToStoreRequest, dump io.Reader) (info *nix.PathInfo, err error) {
+	defer func() { s.noteRefusal("upload "+req.Name, nix.StorePath{}, err) }()
 	if err := s.mayWrite("add to the store"); err != nil {
 		return nil, err
 	}
@@ -22,8 +24,6 @@ func (s *session) AddToStore(ctx context.Context, _ nix.Logger, req nix.AddToSto
 		return nil, nix.Refuse("%q is to be addressed by %s; the proxy does not take git trees", req.Name, req.Method)
 	}
 	dump = &sizeLimit{r: dump, name: req.Name, limit: s.policy().Limits.NarSize}
-	var info *nix.PathInfo
-	var err error
 	switch {
 	case req.Method.Method == nix.NAR:
 		info, err = s.addNAR(ctx, req, dump)
@@ -35,6 +35,7 @@ func (s *session) AddToStore(ctx context.Context, _ nix.Logger, req nix.AddToSto
 	if err != nil {
 		return nil, err
 	}
+	s.uploaded(info, cache.Added.String())
 	s.pins.Pin(s.domain(), []nix.StorePath{info.Path})
 	return info, nil
 }

@@ -68,6 +68,7 @@ type tries struct {
 	none      error            // why there is no further builder
 	answered  *nix.BuildResult
 	seconds   float64 // of what was answered, at speed 1
+	builder   string  // whose answer that is
 }
 
 // trial is an attempt that gave no answer.
@@ -263,7 +264,7 @@ func (t *tries) decide(a *attempt, out outcome) {
 		nix.Line(t.log, fmt.Sprintf("the copy on '%s' was first; the one on '%s' is given up", a.lease.Builder(), other.lease.Builder()))
 	}
 	a.log.show()
-	t.answered, t.seconds = out.result, a.seconds
+	t.answered, t.seconds, t.builder = out.result, a.seconds, a.lease.Builder()
 }
 
 // failed goes on after an attempt that gave no answer.

@@ -161,6 +161,9 @@ func (j *jump) open(payload []byte) (JumpConn, error) {
 	if j.conn.front.jump == nil {
 		return nil, refuseJump("this host is no bastion")
 	}
+	if j.conn.front.audit.Fault() != nil {
+		return nil, errNoAudit
+	}
 	ctx, cancel := context.WithTimeout(j.conn.ctx, j.conn.front.limits.JumpDial)
 	defer cancel()
 	return j.dial(ctx, msg.Host, msg.Port)
@@ -183,6 +186,7 @@ func (j *jump) dial(ctx context.Context, host string, port uint32) (target JumpC
 // refuse answers the channel: one sentence for all that is not allowed, and no
 // address of ours in the others.
 func (j *jump) refuse(channel ssh.NewChannel, err error) {
+	j.refusedFor(err)
 	if no := (*JumpRefusal)(nil); errors.As(err, &no) {
 		j.conn.front.log.Warn("ssh jump refused", j.line("reason", quotePeer(no.Reason))...)
 		j.conn.refuse(channel, ssh.Prohibited, jumpRefused)
@@ -198,9 +202,11 @@ func (j *jump) run() {
 	dialled := j.target.RemoteAddr().String()
 	start := time.Now()
 	j.conn.front.log.Info("ssh jump opened", j.line("dialled", dialled)...)
+	j.opened(dialled)
 	why := j.carry()
 	j.conn.front.log.Info("ssh jump ended", j.line("dialled", dialled, "sent", j.up.moved.Load(), "received", j.down.moved.Load(),
 		"seconds", time.Since(start).Seconds(), "reason", why)...)
+	j.ended(dialled, start, why)
 }
 
 // line is a line about the jump, for the log.

@@ -150,6 +150,8 @@ func jumpFailure(err error) string {
 	var dns *net.DNSError
 	var slow interface{ Timeout() bool }
 	switch {
+	case errors.Is(err, errNoAudit):
+		return errNoAudit.Error()
 	case errors.As(err, &dns) && dns.IsNotFound || errors.Is(err, errNoAddress):
 		return "no such host"
 	case errors.As(err, &dns):

@@ -34,9 +34,11 @@ type order struct {
 	drv       *nix.BasicDerivation
 	mode      nix.BuildMode
 	limits    buildLimits
-	system    string
-	features  []string
-	needs     map[string]int64 // of builders' resources
+	// who asked first; nil if nobody has logged in.
+	who      *Identity
+	system   string
+	features []string
+	needs    map[string]int64 // of builders' resources
 	// inputs are the infos of drv.InputSrcs, in that order, and then of what they
 	// refer to. With outputsHere the outputs that are to be compared follow, with what
 	// they refer to.
@@ -85,6 +87,7 @@ type builds struct {
 	grace       grace
 	drained     func(builder string) bool
 	misses      *misses
+	audit       Auditor
 	// proofs has one token for each plan being read.
 	proofs chan struct{}
 	// fetches are the outputs on their way into the cache after their builds
@@ -112,18 +115,26 @@ func (b *builds) build(ctx context.Context, o *order, log nix.Logger, offset uin
 	}
 	asked := time.Now()
 	result, err := running.wait(ctx, log, offset)
-	if err == nil {
-		b.record(o, asked, running, result)
+	if err != nil {
+		return nil, err
 	}
-	return result, err
+	b.record(o, asked, running, result)
+	return b.attended(o, how, running, result)
 }
 
-// run tries builders until one has built the order, or none is left.
+// run has an order built and keeps how that ended.
 func (b *builds) run(ctx context.Context, running *build, o *order) (*nix.BuildResult, error) {
 	t := b.newTries(o, running.log)
 	t.askers = running.askers
-	defer func() { running.seconds = t.seconds }()
-	if o.mode != nix.BuildNormal {
+	began := time.Now()
+	result, err := t.build(ctx)
+	running.seconds, running.builder = t.seconds, t.builder
+	return b.built(ctx, t, began, result, err)
+}
+
+// build tries builders until one has built the order, or none is left.
+func (t *tries) build(ctx context.Context) (*nix.BuildResult, error) {
+	if t.order.mode != nix.BuildNormal {
 		if failure := t.narrow(ctx); failure != nil {
 			return failure, nil
 		}

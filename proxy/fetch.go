@@ -220,6 +220,7 @@ func (t *tries) fetch(sess *upstream.Session, arrivals []*cache.Arrival, fetched
 		if err := t.fill(ctx, sess, arrival); err != nil {
 			t.order.log.Error("output did not reach the cache", "builder", sess.Builder(),
 				"output", arrival.Path().String(), "error", err)
+			t.outputRefused(sess.Builder(), arrival.Path(), err)
 			abort(arrivals[i:], err)
 			fetched <- err
 			t.end(ctx, sess)

@@ -141,6 +141,8 @@ type FrontOptions struct {
 	Ciphers []string
 	// Log, nil for slog.Default.
 	Log *slog.Logger
+	// Audit keeps who came and went; nil keeps nothing.
+	Audit Auditor
 }
 
 // Front is the SSH server that clients meet. Make one with [NewFront], run it
@@ -157,6 +159,7 @@ type Front struct {
 	limits     Limits
 	offers     cipherOffers
 	log        *slog.Logger
+	audit      Auditor
 
 	room       *waitingRoom
 	principals *tally
@@ -189,6 +192,9 @@ func NewFront(opts FrontOptions) (*Front, error) {
 	if opts.Log == nil {
 		opts.Log = slog.Default()
 	}
+	if opts.Audit == nil {
+		opts.Audit = noAudit{}
+	}
 	if opts.Offered == nil {
 		opts.Offered = func(key ssh.PublicKey, remote netip.Addr) error {
 			_, err := opts.Authorize(key, remote)
@@ -202,7 +208,7 @@ func NewFront(opts FrontOptions) (*Front, error) {
 	return &Front{
 		hostKeys: opts.HostKeys, hostCert: opts.HostCertificate, offered: opts.Offered, authorize: opts.Authorize, exec: opts.Exec, jump: opts.Jump,
 		review: opts.Review, reviewJump: opts.ReviewJump,
-		limits: limits, offers: offers, log: opts.Log,
+		limits: limits, offers: offers, log: opts.Log, audit: opts.Audit,
 		room:       newWaitingRoom(limits),
 		principals: newTally(),
 		windows:    &budget{limit: limits.WindowMemory},

@@ -81,6 +81,7 @@ func (c *frontConn) keyVerified(meta ssh.ConnMetadata, key ssh.PublicKey, _ *ssh
 	c.login = &Login{Identity: who, Key: key, Since: time.Now()}
 	c.mu.Unlock()
 	c.reviewSince(seen)
+	c.loggedInAs(who)
 	return &ssh.Permissions{ExtraData: map[any]any{identityKey{}: &verified{who, key}}}, nil
 }
 
@@ -213,13 +214,15 @@ func (c *frontConn) loginFailed(err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	line := append(c.where(), "client", quotePeer(c.ident))
-	reason := quotePeer(c.whyRefused(err))
+	why := c.whyRefused(err)
+	reason := quotePeer(why)
 	if !a.tried {
 		c.front.log.Info("ssh handshake failed", append(line, "reason", reason)...)
 		return
 	}
 	c.front.log.Warn("ssh login refused", append(line,
 		"user", quotePeer(a.user), "keys", strings.Join(a.keys, ","), "reason", reason)...)
+	c.loginRefused(why)
 }
 
 // whyRefused puts what ended the login before why its last attempt was refused.

@@ -71,6 +71,7 @@ func (c *frontConn) logRefusedKey(who *Identity, err error) {
 		line = append(line, who.keyText()...)
 	}
 	c.front.log.Warn("ssh session refused", line...)
+	c.front.refusedTo(who, "session", err.Error())
 }
 
 // takeSession returns why there is no room for another session, "" if there is.

@@ -41,6 +41,7 @@ type build struct {
 	err    error
 	// seconds is how long it took at speed 1; 0 if nothing was built.
 	seconds float64
+	builder string // that has built it, "" if none has
 
 	// Guarded by inflight.mu:
 	waiters int

@@ -35,6 +35,8 @@ type Options struct {
 	// Version is the proxy's own version, shown to clients beside Nix's.
 	Version string
 	Log     *slog.Logger
+	// Audit keeps what is done, by whom; nil keeps nothing. It outlives Shutdown.
+	Audit Auditor
 }
 
 // Proxy answers Nix clients over SSH. Make one with [New], run it with Serve,
@@ -43,6 +45,7 @@ type Proxy struct {
 	policy  *policy.Live
 	version string
 	log     *slog.Logger
+	audit   Auditor
 	hostKey ssh.PublicKey
 	tmpDir  string // for what need not outlive a client
 
@@ -68,8 +71,11 @@ type Proxy struct {
 // New opens the state directory and makes ready to serve. Nothing is dialled
 // yet.
 func New(ctx context.Context, opts Options) (*Proxy, error) {
-	p := &Proxy{policy: opts.Policy, version: opts.Version, log: opts.Log}
+	p := &Proxy{policy: opts.Policy, version: opts.Version, log: opts.Log, audit: opts.Audit}
 	p.reloads.started = opts.Policy.Current()
+	if p.audit == nil {
+		p.audit = noAudit{}
+	}
 	if err := p.open(ctx); err != nil {
 		return nil, err
 	}
@@ -98,7 +104,7 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	p.learned = newLearned(pol.StateDir, p.log)
 	p.router = route.New(route.Options{History: p.learned.load(), StarveAfter: pol.Scheduling.StarveAfter})
 	p.loads = newLoads(p.policy, p.router, p.log)
-	p.pool = upstream.NewPool(upstream.Options{Log: p.log, OnState: p.onState, Sleeps: p.sleeps, ConnectTimeout: connectTimeout, Inventory: inventoryPause,
+	p.pool = upstream.NewPool(upstream.Options{Log: p.log, OnState: p.onState, OnHostKey: p.builderRefused, Sleeps: p.sleeps, ConnectTimeout: connectTimeout, Inventory: inventoryPause,
 		LoadEvery: loadEvery, OnLoad: p.loads.note})
 	if p.drains, err = loadDrains(pol.StateDir, p.router, p.pool, p.log); err != nil {
 		return err
@@ -115,25 +121,26 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 		ReviewJump:      p.reviewJump,
 		Ciphers:         pol.SSH.Ciphers,
 		Log:             p.log,
+		Audit:           p.audit,
 	})
 	if err != nil {
 		return err
 	}
 	p.cache, err = cache.Open(ctx, cache.Options{
 		Dir: filepath.Join(pol.StateDir, "cache"), Size: pol.Cache.Size, Reserve: pol.Cache.SpoolReserve, ScrubRate: pol.Cache.ScrubRate,
-		Sign: func(v cache.Verified) []nix.Signature { return SignPath(p.policy.Current(), v) },
+		Sign: p.sign,
 		Log:  p.log,
 	})
 	if err != nil {
 		return fmt.Errorf("open cache: %w", err)
 	}
-	p.signing = &signing{cache: p.cache, policy: p.policy, log: p.log}
+	p.signing = &signing{cache: p.cache, policy: p.policy, log: p.log, audit: p.audit}
 	p.signing.prepare(pol)
 	fetchCtx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.stopFetches = stop
 	p.builds = &builds{
 		router: p.router, pool: p.pool, cache: p.cache, policy: p.policy, logDir: p.tmpDir, sleepers: p.sleepers, drained: p.drains.drained,
-		inflight: newInflight(), differences: newDifferences(p.log), suspects: newSuspects(p.router), proofs: make(chan struct{}, maxProofs), fetchCtx: fetchCtx,
+		inflight: newInflight(), differences: newDifferences(p.log), suspects: newSuspects(p.router), proofs: make(chan struct{}, maxProofs), fetchCtx: fetchCtx, audit: p.audit,
 	}
 	if pol.Scheduling.History != "" {
 		if p.builds.history, err = tracefile.NewRecorder(pol.Scheduling.History, historyLimit); err != nil {
@@ -246,6 +253,7 @@ func (p *Proxy) exec(ctx context.Context, x *Exec) int {
 	cmd, err := p.commandOf(x)
 	if err != nil {
 		log.Warn("command refused", "command", quoted(x.Command), "reason", err.Error())
+		p.front.refusedTo(x.Identity, x.Command, err.Error())
 		x.say(endText(err))
 		return statusRefused
 	}

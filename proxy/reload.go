@@ -63,6 +63,7 @@ func (p *Proxy) Reload(by string) (Reloaded, error) {
 	before := p.policy.Current()
 	err := p.policy.ReloadAfter(p.signing.prepare)
 	p.reloads.note(by, err)
+	p.reloaded(err)
 	if err != nil {
 		p.log.Error("policy refused; the old one stays", "by", by, "error", err.Error())
 		return Reloaded{}, err

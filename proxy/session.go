@@ -42,6 +42,8 @@ type session struct {
 	working *atomic.Int64
 	// buildLimits are those of the builds that follow.
 	buildLimits nix.BuildLimits
+	// who is at the other end; nil for questions of the proxy's own.
+	who *Identity
 }
 
 var (
@@ -90,7 +92,7 @@ func (s *session) mayWrite(what string) error {
 	}
 	s.refresh()
 	if s.principal.Role == policy.RoleFull {
-		return nil
+		return s.mayChange()
 	}
 	return nix.Refuse("key of %q has the role %s and may not %s here; the admin gives the role in the proxy's policy",
 		s.principal.Name, s.principal.Role, what)
@@ -158,10 +160,11 @@ func (s *session) AddTempRoots(_ context.Context, paths []nix.StorePath) error {
 func (s *session) SetOptions(context.Context, nix.ClientOptions) error { return nil }
 
 // AddMultipleToStore streams uploads into the cache.
-func (s *session) AddMultipleToStore(ctx context.Context, _ nix.Logger, src nix.PathSource, opts nix.AddOptions) error {
+func (s *session) AddMultipleToStore(ctx context.Context, _ nix.Logger, src nix.PathSource, opts nix.AddOptions) (err error) {
 	if src.Count == 0 {
 		return nil
 	}
+	defer func() { s.noteRefusal("upload", nix.StorePath{}, err) }()
 	if err := s.mayWrite("upload paths"); err != nil {
 		return err
 	}
@@ -194,6 +197,7 @@ func (s *session) receive(ctx context.Context, claimed *nix.PathInfo, nar io.Rea
 	if err != nil {
 		return err
 	}
+	s.uploaded(info, outcome.String())
 	if outcome == cache.Differs {
 		s.log.Warn("upload differs from what the cache holds; the first one stays", "path", info.Path.String())
 	}
@@ -210,7 +214,8 @@ func (s *session) checkSize(path nix.StorePath, size uint64) error {
 
 // BuildDerivation has a derivation built, or answers for one that was built
 // already or is being built.
-func (s *session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath nix.StorePath, drv *nix.BasicDerivation, mode nix.BuildMode) (*nix.BuildResult, error) {
+func (s *session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath nix.StorePath, drv *nix.BasicDerivation, mode nix.BuildMode) (_ *nix.BuildResult, err error) {
+	defer func() { s.noteRefusal("build", drvPath, err) }()
 	if err := s.mayBuild(mode); err != nil {
 		return nil, err
 	}
@@ -221,7 +226,7 @@ func (s *session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath n
 	if result := s.knownOutputs(drv, mode); result != nil {
 		s.log.Info("outputs are known", "drv", drvPath.String())
 		s.owns(result.Outputs)
-		return result, nil
+		return result, s.known(drvPath, drv, result)
 	}
 	defer s.work()()
 	s.attached++
@@ -277,7 +282,7 @@ func (s *session) order(drvPath nix.StorePath, drv *nix.BasicDerivation, mode ni
 	}
 	o := &order{
 		principal: s.principal, drvPath: drvPath, drv: drv, mode: mode, limits: s.limitsOf(drvPath, system),
-		system: system, features: features, needs: needs, inputs: inputs, log: s.log, feeder: s.feeder, lost: s.lost,
+		system: system, features: features, needs: needs, inputs: inputs, log: s.log, feeder: s.feeder, lost: s.lost, who: s.who,
 	}
 	if mode != nix.BuildNormal {
 		err = s.compared(o)

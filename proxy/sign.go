@@ -46,6 +46,7 @@ type signing struct {
 	cache  *cache.Cache
 	policy *policy.Live
 	log    *slog.Logger
+	audit  Auditor
 
 	mu   sync.Mutex
 	stop context.CancelFunc // of the passes that run; nil if none do
@@ -110,6 +111,7 @@ func (s *signing) pass(ctx context.Context, dom *policy.Domain) {
 			log.Info("signing what the store holds with new keys", "looked_at", now.Seen, "signed", now.Signed)
 		}
 	})
+	s.passed(dom, began, done, err)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		log.Info("signing with new keys was interrupted; the next start or reload goes on", "looked_at", done.Seen, "signed", done.Signed)

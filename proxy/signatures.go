@@ -56,7 +56,8 @@ func keyNames(keys []policy.TrustedKey) string {
 
 // AddSignatures keeps those signatures of a path that a trusted key made. It is
 // refused if there is none.
-func (s *session) AddSignatures(ctx context.Context, path nix.StorePath, texts []string) error {
+func (s *session) AddSignatures(ctx context.Context, path nix.StorePath, texts []string) (err error) {
+	defer func() { s.noteRefusal("add signatures", path, err) }()
 	if err := s.mayWrite("sign paths"); err != nil {
 		return err
 	}

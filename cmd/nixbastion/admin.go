@@ -57,6 +57,7 @@ type admin struct {
 	ask    askFunc
 	change changeFunc
 	cache  *cache.Cache
+	audit  proxy.Auditor
 	log    *slog.Logger
 	server *http.Server
 	served chan error
@@ -66,13 +67,13 @@ type admin struct {
 }
 
 // startAdmin answers on the socket of the policy until stop.
-func startAdmin(live *policy.Live, ask askFunc, change changeFunc, store *cache.Cache, log *slog.Logger) (*admin, error) {
+func startAdmin(live *policy.Live, ask askFunc, change changeFunc, store *cache.Cache, auditor proxy.Auditor, log *slog.Logger) (*admin, error) {
 	path := live.Current().Admin.Socket
 	listener, err := listenAdmin(path)
 	if err != nil {
 		return nil, fmt.Errorf("listen on the admin's socket %s: %w\nhint: %s", path, err, adminHint(err))
 	}
-	a := &admin{policy: live, ask: ask, change: change, cache: store, log: log, served: make(chan error, 1)}
+	a := &admin{policy: live, ask: ask, change: change, cache: store, audit: auditor, log: log, served: make(chan error, 1)}
 	a.server = &http.Server{
 		Handler: a, ConnContext: withPeer, MaxHeaderBytes: adminHeaderBytes,
 		ReadTimeout: adminReadTimeout, WriteTimeout: adminWriteTimeout, IdleTimeout: adminReadTimeout,
@@ -222,11 +223,13 @@ func (a *admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodPost && slices.Contains(changes, r.URL.Path) {
 		if !who.mayChange() {
 			log.Warn("admin's command refused")
+			a.record(who, words, auditRefused, nil)
 			http.Error(w, "this account may look; only root and the proxy's own account may change something", http.StatusForbidden)
 			return
 		}
 		log.Info("admin's command")
 		answer, err := a.change(words)
+		a.record(who, words, auditDone, err)
 		reply(w, answer, err)
 		return
 	}

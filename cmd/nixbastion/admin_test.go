@@ -50,7 +50,7 @@ func openOffice(t *testing.T, section string, ask askFunc) *office {
 	if err := os.MkdirAll(filepath.Dir(o.socket), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if o.admin, err = startAdmin(live, ask, nil, nil, slog.New(slog.NewTextHandler(&o.log, nil))); err != nil {
+	if o.admin, err = startAdmin(live, ask, nil, nil, nil, slog.New(slog.NewTextHandler(&o.log, nil))); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(o.close)

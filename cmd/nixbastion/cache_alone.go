@@ -27,16 +27,21 @@ func (q *cacheRequest) alone(ctx context.Context, socket string, pol *policy.Pol
 	if err := mayOpen(dir); err != nil {
 		return err
 	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	c, err := cache.Open(ctx, cache.Options{
 		Dir: dir, Size: pol.Cache.Size, Reserve: pol.Cache.SpoolReserve,
 		Sign: func(v cache.Verified) []nix.Signature { return proxy.SignPath(pol, v) },
-		Log:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Log:  log,
 	})
 	if err != nil {
 		return fmt.Errorf("%w\nhint: if a proxy runs, it answers on admin.socket of its policy, and nobody answers on %s", err, socket)
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
-	return q.run(ctx, c, pol, d)
+	err = q.run(ctx, c, pol, d)
+	if cacheWork[q.Do].changes {
+		err = errors.Join(err, q.recordAlone(pol.Audit, err, log))
+	}
+	return err
 }
 
 // mayOpen refuses to make a store, and files in it that its proxy could not read.

@@ -36,6 +36,7 @@ func (a *admin) serveCache(w http.ResponseWriter, r *http.Request, who peer) {
 	log := a.log.With("uid", who.uid, "command", q.Do, "domain", q.Domain, "paths", len(q.Paths))
 	if cacheWork[q.Do].changes && !who.mayChange() {
 		log.Warn("admin's command refused")
+		a.record(who, q.words(), auditRefused, nil)
 		http.Error(w, "this account may look at the store; only root and the proxy's own account may do that", http.StatusForbidden)
 		return
 	}
@@ -49,10 +50,13 @@ func (a *admin) serveCache(w http.ResponseWriter, r *http.Request, who peer) {
 	if q.Do != "import" {
 		_, _ = io.Copy(io.Discard, files) // only behind its end it is seen that the client is gone
 	}
-	a.answerCache(w, r, q, files, log)
+	err = a.answerCache(w, r, q, files, log)
+	if cacheWork[q.Do].changes {
+		a.record(who, q.words(), auditDone, err)
+	}
 }
 
-func (a *admin) answerCache(w http.ResponseWriter, r *http.Request, q *cacheRequest, files io.Reader, log *slog.Logger) {
+func (a *admin) answerCache(w http.ResponseWriter, r *http.Request, q *cacheRequest, files io.Reader, log *slog.Logger) error {
 	control := http.NewResponseController(w)
 	frames := newFrameWriter(patientWriter{w, control}, control.Flush)
 	archive := cache.TarSink{Writer: tar.NewWriter(frameStream{frames, frameFile})}
@@ -72,9 +76,10 @@ func (a *admin) answerCache(w http.ResponseWriter, r *http.Request, q *cacheRequ
 	if err != nil {
 		log.Warn("admin's command failed", "error", err)
 		_ = frames.say(frameError, err.Error())
-		return
+		return err
 	}
 	_ = frames.say(frameEnd, "") // an error means that nobody reads it
+	return nil
 }
 
 // patientWriter gives each write its own time limit.

@@ -23,6 +23,7 @@ type cli struct {
 	Reload   reloadCmd   `cmd:"" help:"Have the running proxy load its policy file again, or say what is wrong with it."`
 	Drain    drainCmd    `cmd:"" help:"Keep new builds from a builder until undrain, and let those that run there end."`
 	Undrain  undrainCmd  `cmd:"" help:"Let a drained builder have builds again."`
+	Audit    auditCmd    `cmd:"" help:"Verify the audit log, and search in it."`
 	Key      keyCmd      `cmd:"" help:"Make keys that sign store paths, and show their public halves."`
 	Cache    cacheCmd    `cmd:"" help:"Look at the store of the proxy, running or not, and change it."`
 	Simulate simulateCmd `cmd:"" help:"Print how long builds would take if they were placed in this and in other ways."`

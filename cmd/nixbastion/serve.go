@@ -34,11 +34,16 @@ func (c serveCmd) Run() error {
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	p, err := proxy.New(ctx, proxy.Options{Policy: live, Version: version, Log: log})
+	auditor, closeAudit, err := openAudit(live, c.Config, log)
 	if err != nil {
 		return err
 	}
-	admin, err := startAdmin(live, p.AskAdmin, p.ChangeAdmin, p.Cache(), log)
+	defer closeAudit()
+	p, err := proxy.New(ctx, proxy.Options{Policy: live, Version: version, Log: log, Audit: auditor})
+	if err != nil {
+		return err
+	}
+	admin, err := startAdmin(live, p.AskAdmin, p.ChangeAdmin, p.Cache(), auditor, log)
 	if err != nil {
 		return errors.Join(err, shutdown(p))
 	}

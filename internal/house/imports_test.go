@@ -16,10 +16,11 @@ const module = "nixbastion/"
 // adding one is a decision, and this is where it shows.
 var mayImport = map[string][]string{
 	"cmd/nixbastion": {"cache", "policy", "proxy", "proxy/upstream", "internal/nix",
-		"internal/simulate", "internal/tracefile"},
+		"internal/simulate", "internal/tracefile", "internal/audit"},
 	"proxy": {"cache", "policy", "proxy/upstream", "route",
 		"internal/nix", "internal/nix/nar", "internal/nix/worker", "internal/nix/serve", "internal/sshconn",
-		"internal/tracefile"}, // it writes what can be simulated later
+		"internal/tracefile", // it writes what can be simulated later
+		"internal/audit"},    // and says what happened
 	"proxy/upstream":         {"policy", "internal/nix", "internal/nix/worker", "internal/nix/serve", "internal/sshconn"},
 	"route":                  {},
 	"cache":                  {"internal/nix", "internal/nix/nar"},
@@ -33,6 +34,7 @@ var mayImport = map[string][]string{
 	"internal/sshconn":       {},
 	"internal/simulate":      {"route", "internal/tracefile"}, // it drives the router itself
 	"internal/tracefile":     {},
+	"internal/audit":         {},
 	"internal/vectors":       {"internal/nix", "internal/nix/wire", "internal/nix/nar", "internal/nix/worker", "internal/nix/serve"},
 	"internal/testbed":       {},
 	"internal/world":         {"internal/testbed"},

@@ -106,6 +106,10 @@ func (b *builder) report() {
 	} else {
 		b.log.Info("builder is up")
 	}
+	var fault *Error
+	if down && errors.As(err, &fault) && fault.Kind == HostKey {
+		b.pool.opts.OnHostKey(b.target.name, reason)
+	}
 	b.pool.opts.OnState(b.target.name, !down, reason)
 }
 

@@ -21,6 +21,9 @@ type Options struct {
 	// there is another reason, and when it is up again. A builder counts as up at first. Calls for one
 	// builder come one at a time; they must not call the pool. Nil is allowed.
 	OnState func(builder string, up bool, reason string)
+	// OnHostKey is called when a builder goes down since it showed another host key
+	// than is on file for it, or there is another reason of that kind. As OnState.
+	OnHostKey func(builder, reason string)
 	// Sleeps is asked when a builder cannot be reached: true says that it is asleep,
 	// which is no fault. It is not reported as down then, and left alone until Reach
 	// or Wake. It must not call the pool. Nil says no.
@@ -91,6 +94,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.OnState == nil {
 		o.OnState = func(string, bool, string) {}
+	}
+	if o.OnHostKey == nil {
+		o.OnHostKey = func(string, string) {}
 	}
 	if o.OnLoad == nil {
 		o.OnLoad = func(string, Load, error) {}
