@@ -77,6 +77,7 @@ func (t *description) server() {
 	t.commands(p.Commands)
 	t.trust(p.TrustedPublicKeys)
 	t.line(0, "The admin asks on %s: root, the proxy's own account%s.", p.Admin.Socket, adminsText(p.Admin.Users))
+	t.metricsText(p.Metrics)
 }
 
 func adminsText(users []string) string {

@@ -44,6 +44,7 @@ func (p *Policy) NeedsRestart(next *Policy) []string {
 		{"cache", p.Cache == next.Cache},
 		{"log", p.Log == next.Log},
 		{"admin.socket", p.Admin.Socket == next.Admin.Socket || p.hasDefaultSocket() && next.hasDefaultSocket()},
+		{"metrics", p.Metrics == next.Metrics},
 		{"scheduling.history", p.Scheduling.History == next.Scheduling.History},
 	} {
 		if !c.same {

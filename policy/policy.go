@@ -31,6 +31,8 @@ type Policy struct {
 	TrustedPublicKeys []TrustedKey
 	// Admin is the socket for the admin's own questions.
 	Admin Admin
+	// Metrics is where the proxy tells how it does.
+	Metrics Metrics
 	// RevokedKeys is the file with keys and certificates that open nothing, whatever
 	// else is said; "" for none.
 	RevokedKeys string
