@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"nixbastion/internal/metrics"
 	"nixbastion/internal/nix"
 	"nixbastion/proxy/upstream"
 	"nixbastion/route"
@@ -67,6 +68,7 @@ type tries struct {
 	doubted   *nix.BuildResult // a failure that another builder is to confirm
 	none      error            // why there is no further builder
 	answered  *nix.BuildResult
+	answerer  string  // the builder that did, if one did
 	seconds   float64 // of what was answered, at speed 1
 }
 
@@ -263,7 +265,8 @@ func (t *tries) decide(a *attempt, out outcome) {
 		nix.Line(t.log, fmt.Sprintf("the copy on '%s' was first; the one on '%s' is given up", a.lease.Builder(), other.lease.Builder()))
 	}
 	a.log.show()
-	t.answered, t.seconds = out.result, a.seconds
+	t.answered, t.answerer, t.seconds = out.result, a.lease.Builder(), a.seconds
+	t.metrics.Attempt(t.answerer, metrics.AttemptAnswered)
 }
 
 // failed goes on after an attempt that gave no answer.
@@ -308,6 +311,7 @@ func (t *tries) notReached(exclusion route.Exclusion) {
 // everybody, and, in the end, who asks why there is none.
 func (t *tries) note(a *attempt, out outcome) {
 	builder, took := a.lease.Builder(), time.Since(a.began)
+	t.metrics.Attempt(builder, out.blame.attempt())
 	counts := out.blame != blameNobody && !(out.stale && !t.stale[builder])
 	if counts {
 		t.trail = append(t.trail, trial{builder, out.reason, took})

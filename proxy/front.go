@@ -13,6 +13,8 @@ import (
 
 	shell "github.com/gliderlabs/ssh"
 	"golang.org/x/crypto/ssh"
+
+	"nixbastion/internal/metrics"
 )
 
 // The SSH front, from the accepted socket to the exec request:
@@ -126,6 +128,8 @@ type FrontOptions struct {
 	Ciphers []string
 	// Log, nil for slog.Default.
 	Log *slog.Logger
+	// Metrics counts connections, logins and jumps. Nil counts nothing.
+	Metrics *metrics.Metrics
 }
 
 // Front is the SSH server that clients meet. Make one with [NewFront], run it
@@ -140,6 +144,8 @@ type Front struct {
 	limits    Limits
 	offers    cipherOffers
 	log       *slog.Logger
+	metrics   *metrics.Metrics
+	counters  frontCounters
 
 	room       *waitingRoom
 	principals *tally
@@ -180,7 +186,7 @@ func NewFront(opts FrontOptions) (*Front, error) {
 	limits := opts.Limits.withDefaults()
 	return &Front{
 		hostKeys: opts.HostKeys, hostCert: opts.HostCertificate, offered: opts.Offered, authorize: opts.Authorize, exec: opts.Exec, jump: opts.Jump,
-		limits: limits, offers: offers, log: opts.Log,
+		limits: limits, offers: offers, log: opts.Log, metrics: opts.Metrics,
 		room:       newWaitingRoom(limits),
 		principals: newTally(),
 		windows:    &budget{limit: limits.WindowMemory},

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"nixbastion/internal/metrics"
 	"nixbastion/policy"
 )
 
@@ -74,6 +75,7 @@ func (c *frontConn) keyVerified(meta ssh.ConnMetadata, key ssh.PublicKey, _ *ssh
 		Grant: grant, Fingerprint: policy.Fingerprint(key),
 		User: meta.User(), Remote: c.remote, ClientVersion: c.ident,
 	}
+	c.front.metrics.Login(metrics.LoginSuccess)
 	c.front.log.Info("ssh login", append(c.where(), append(who.keyText(),
 		"user", quotePeer(who.User), "client", quotePeer(c.ident))...)...)
 	return &ssh.Permissions{ExtraData: map[any]any{identityKey{}: &verified{who, key}}}, nil
@@ -210,9 +212,11 @@ func (c *frontConn) loginFailed(err error) {
 	line := append(c.where(), "client", quotePeer(c.ident))
 	reason := quotePeer(c.whyRefused(err))
 	if !a.tried {
+		c.front.metrics.Login(metrics.LoginFailed)
 		c.front.log.Info("ssh handshake failed", append(line, "reason", reason)...)
 		return
 	}
+	c.front.metrics.Login(metrics.LoginRefused)
 	c.front.log.Warn("ssh login refused", append(line,
 		"user", quotePeer(a.user), "keys", strings.Join(a.keys, ","), "reason", reason)...)
 }

@@ -83,6 +83,7 @@ func (c *frontConn) takeSession(opens int) (refusal string) {
 		return "too many sessions at once on this host"
 	}
 	c.running++
+	c.front.counters.sessions.Add(1)
 	c.sessions.Add(1)
 	c.unused.Stop()
 	return ""
@@ -92,6 +93,7 @@ func (c *frontConn) releaseSession() {
 	c.front.windows.release(sessionWindow)
 	c.mu.Lock()
 	c.running--
+	c.front.counters.sessions.Add(-1)
 	c.mu.Unlock()
 	if c.front.isStopping() {
 		c.closeIfUnused()

@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"nixbastion/internal/metrics"
 	"nixbastion/internal/nix"
 	"nixbastion/internal/nix/nar"
 	"nixbastion/internal/nix/storetest"
@@ -116,7 +117,7 @@ func (l *lab) start(file, text string) {
 	if err != nil {
 		l.Fatalf("policy: %v\n%s", err, text)
 	}
-	l.proxy, err = New(l.Context(), Options{Policy: live, Version: "test", Log: slog.New(slog.NewJSONHandler(l.log, nil))})
+	l.proxy, err = New(l.Context(), Options{Policy: live, Version: "test", Log: slog.New(slog.NewJSONHandler(l.log, nil)), Metrics: metrics.New("test")})
 	if err != nil {
 		l.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 
 	"nixbastion/cache"
+	"nixbastion/internal/metrics"
 	"nixbastion/internal/nix"
 	"nixbastion/policy"
 )
@@ -202,6 +203,7 @@ func (s *session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath n
 		return nil, err
 	}
 	if result := s.knownOutputs(drv, mode); result != nil {
+		s.builds.metrics.BuildRequest(metrics.RequestKnown)
 		s.log.Info("outputs are known", "drv", drvPath.String())
 		s.owns(result.Outputs)
 		return result, nil
