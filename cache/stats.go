@@ -7,9 +7,10 @@ type counters struct {
 }
 
 // Stats are sums since the cache was opened, but for Bytes, Paths, Arriving and
-// those of the quarantine, which are as of now.
+// those of the quarantine, which are as of now, and Limit.
 type Stats struct {
 	Bytes       int64 // taken by NARs in blocks of 4 KiB, those on their way included
+	Limit       int64 // what they may take (Options.Size)
 	Paths       int64 // durable paths, counted once per domain
 	Arriving    int64 // paths announced or verified that are not durable yet
 	Hits        int64 // paths asked for that were there
@@ -32,7 +33,7 @@ func (c *Cache) Stats() Stats {
 	arriving := int64(len(c.pending))
 	c.mu.Unlock()
 	return Stats{
-		Bytes: c.room.bytes(), Paths: n.paths.Load(), Arriving: arriving,
+		Bytes: c.room.bytes(), Limit: c.room.size, Paths: n.paths.Load(), Arriving: arriving,
 		Hits: n.hits.Load(), Misses: n.misses.Load(), Added: n.added.Load(), Differing: n.differing.Load(),
 		Evictions: n.evictions.Load(), Broken: n.broken.Load(), Corrupt: n.corrupt.Load(), Unpublished: n.unpublished.Load(),
 		Scrubbed: n.scrubbed.Load(), Quarantined: n.quarantined.Load(), QuarantinedBytes: n.quarantinedBytes.Load(),

@@ -79,6 +79,7 @@ func (t *description) server() {
 	t.reloads(p.Reload)
 	t.audit(p.Audit)
 	t.line(0, "The admin asks on %s: root, the proxy's own account%s.", p.Admin.Socket, adminsText(p.Admin.Users))
+	t.metricsText(p.Metrics)
 }
 
 func adminsText(users []string) string {

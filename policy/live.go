@@ -61,6 +61,7 @@ func (p *Policy) NeedsRestart(next *Policy) []string {
 		{"log", p.Log == next.Log},
 		{"admin.socket", p.Admin.Socket == next.Admin.Socket || p.hasDefaultSocket() && next.hasDefaultSocket()},
 		{"audit", p.sameAudit(next)},
+		{"metrics", p.Metrics == next.Metrics},
 		{"scheduling.history", p.Scheduling.History == next.Scheduling.History},
 	} {
 		if !c.same {

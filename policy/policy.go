@@ -33,6 +33,8 @@ type Policy struct {
 	Admin Admin
 	// Audit is the log of what was done, by whom.
 	Audit Audit
+	// Metrics is where the proxy tells how it does.
+	Metrics Metrics
 	// RevokedKeys is the file with keys and certificates that open nothing, whatever
 	// else is said; "" for none.
 	RevokedKeys string

@@ -24,6 +24,7 @@ func (d *decoder) settings(n *yaml.Node) {
 		setting{"trusted_public_keys", func(n *yaml.Node) { p.TrustedPublicKeys = d.trustedKeys(n) }},
 		setting{"admin", d.admin},
 		setting{"audit", d.audit},
+		setting{"metrics", d.metrics},
 		setting{"domains", d.domains},
 		setting{"load", func(n *yaml.Node) { d.usualLoad = d.load(n, "load.", d.usualLoad) }},
 		setting{"builders", func(n *yaml.Node) { d.list(n, d.builder) }},

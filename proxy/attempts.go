@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"nixbastion/internal/metrics"
 	"nixbastion/internal/nix"
 	"nixbastion/proxy/upstream"
 	"nixbastion/route"
@@ -265,6 +266,7 @@ func (t *tries) decide(a *attempt, out outcome) {
 	}
 	a.log.show()
 	t.answered, t.seconds, t.builder = out.result, a.seconds, a.lease.Builder()
+	t.metrics.Attempt(t.builder, metrics.AttemptAnswered)
 }
 
 // failed goes on after an attempt that gave no answer.
@@ -309,6 +311,7 @@ func (t *tries) notReached(exclusion route.Exclusion) {
 // everybody, and, in the end, who asks why there is none.
 func (t *tries) note(a *attempt, out outcome) {
 	builder, took := a.lease.Builder(), time.Since(a.began)
+	t.metrics.Attempt(builder, out.blame.attempt())
 	counts := out.blame != blameNobody && !(out.stale && !t.stale[builder])
 	if counts {
 		t.trail = append(t.trail, trial{builder, out.reason, took})

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"nixbastion/internal/metrics"
 )
 
 // The bastion: clients go through the proxy to another host, as they do with
@@ -53,6 +55,7 @@ func (c *frontConn) serveJump(conn *ssh.ServerConn, channel ssh.NewChannel) {
 		return
 	}
 	if refusal := c.takeJump(opens); refusal != "" {
+		c.front.metrics.Jump(metrics.JumpRefused)
 		c.front.log.Warn("ssh jump refused", append(c.where(), "reason", refusal)...)
 		c.refuse(channel, ssh.ResourceShortage, "nixbastion: "+refusal)
 		return
@@ -188,10 +191,12 @@ func (j *jump) dial(ctx context.Context, host string, port uint32) (target JumpC
 func (j *jump) refuse(channel ssh.NewChannel, err error) {
 	j.refusedFor(err)
 	if no := (*JumpRefusal)(nil); errors.As(err, &no) {
+		j.conn.front.metrics.Jump(metrics.JumpRefused)
 		j.conn.front.log.Warn("ssh jump refused", j.line("reason", quotePeer(no.Reason))...)
 		j.conn.refuse(channel, ssh.Prohibited, jumpRefused)
 		return
 	}
+	j.conn.front.metrics.Jump(metrics.JumpFailed)
 	j.conn.front.log.Warn("ssh jump failed", j.line("reason", quotePeer(err.Error()))...)
 	j.conn.refuse(channel, ssh.ConnectionFailed, "nixbastion: "+jumpFailure(err))
 }
@@ -201,6 +206,7 @@ func (j *jump) run() {
 	j.conn.commandSeen.Store(true)
 	dialled := j.target.RemoteAddr().String()
 	start := time.Now()
+	j.conn.front.metrics.Jump(metrics.JumpOpened)
 	j.conn.front.log.Info("ssh jump opened", j.line("dialled", dialled)...)
 	j.opened(dialled)
 	why := j.carry()

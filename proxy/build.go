@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"nixbastion/cache"
+	"nixbastion/internal/metrics"
 	"nixbastion/internal/nix"
 	"nixbastion/internal/tracefile"
 	"nixbastion/policy"
@@ -77,6 +78,7 @@ type builds struct {
 	logDir string
 
 	history     *tracefile.Recorder // nil for none
+	metrics     *metrics.Metrics
 	inflight    *inflight
 	sending     *sending
 	feeds       *feeds
@@ -107,6 +109,7 @@ func (b *builds) build(ctx context.Context, o *order, log nix.Logger, offset uin
 		return b.run(ctx, running, o)
 	})
 	defer b.leave(o, key, running)
+	b.metrics.BuildRequest(how.result())
 	if how != joinedFirst {
 		running.askers.add(askerOf(o.principal))
 	}
@@ -129,6 +132,7 @@ func (b *builds) run(ctx context.Context, running *build, o *order) (*nix.BuildR
 	began := time.Now()
 	result, err := t.build(ctx)
 	running.seconds, running.builder = t.seconds, t.builder
+	t.count(result, err)
 	return b.built(ctx, t, began, result, err)
 }
 
@@ -171,7 +175,12 @@ func (t *tries) acquire(ctx context.Context, req route.Request, pause time.Durat
 	}
 	says := newWaitLines(t.log, t.order.drvPath)
 	defer says.stop()
-	return t.router.Acquire(ctx, req, says.waiting)
+	asked := time.Now()
+	lease, err := t.router.Acquire(ctx, req, says.waiting)
+	if err == nil {
+		t.metrics.QueueWait(req.System, time.Since(asked))
+	}
+	return lease, err
 }
 
 // panicked logs a panic in a goroutine that works for a build and returns an error in its place.
@@ -248,6 +257,7 @@ func (t *attempt) buildHere(ctx context.Context, sess *upstream.Session) (*nix.B
 	if err != nil {
 		return nil, fmt.Errorf("build on %s: %w", sess.Builder(), err)
 	}
+	t.metrics.BuildDuration(t.order.system, time.Since(started))
 	t.order.limits.explain(result, sess.Builder())
 	t.order.log.Info(done[t.order.mode], "drv", t.order.drvPath.String(), "builder", sess.Builder(),
 		"status", result.Status.String(), "seconds", time.Since(started).Seconds())

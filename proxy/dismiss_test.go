@@ -22,25 +22,6 @@ import (
 	"nixbastion/policy"
 )
 
-// serve has the lab's proxy answer on loopback.
-func (l *lab) serve() (addr string) {
-	l.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		l.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(l.Context())
-	served := make(chan error, 1)
-	go func() { served <- l.proxy.Serve(ctx, []net.Listener{listener}) }()
-	l.Cleanup(func() { // runs before the proxy's shutdown
-		cancel()
-		if err := <-served; err != nil {
-			l.Errorf("serve: %v", err)
-		}
-	})
-	return listener.Addr().String()
-}
-
 // visitor is a client that has logged in, with a session of the worker protocol if it
 // was asked for.
 type visitor struct {

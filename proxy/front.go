@@ -14,6 +14,8 @@ import (
 
 	shell "github.com/gliderlabs/ssh"
 	"golang.org/x/crypto/ssh"
+
+	"nixbastion/internal/metrics"
 )
 
 // The SSH front, from the accepted socket to the exec request:
@@ -143,6 +145,8 @@ type FrontOptions struct {
 	Log *slog.Logger
 	// Audit keeps who came and went; nil keeps nothing.
 	Audit Auditor
+	// Metrics counts connections, logins and jumps. Nil counts nothing.
+	Metrics *metrics.Metrics
 }
 
 // Front is the SSH server that clients meet. Make one with [NewFront], run it
@@ -160,6 +164,8 @@ type Front struct {
 	offers     cipherOffers
 	log        *slog.Logger
 	audit      Auditor
+	metrics    *metrics.Metrics
+	counters   frontCounters
 
 	room       *waitingRoom
 	principals *tally
@@ -208,7 +214,7 @@ func NewFront(opts FrontOptions) (*Front, error) {
 	return &Front{
 		hostKeys: opts.HostKeys, hostCert: opts.HostCertificate, offered: opts.Offered, authorize: opts.Authorize, exec: opts.Exec, jump: opts.Jump,
 		review: opts.Review, reviewJump: opts.ReviewJump,
-		limits: limits, offers: offers, log: opts.Log, audit: opts.Audit,
+		limits: limits, offers: offers, log: opts.Log, audit: opts.Audit, metrics: opts.Metrics,
 		room:       newWaitingRoom(limits),
 		principals: newTally(),
 		windows:    &budget{limit: limits.WindowMemory},

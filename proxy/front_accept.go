@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"nixbastion/internal/metrics"
 )
 
 // serveConn is a connection from accept to close. It owns a slot.
@@ -43,9 +45,11 @@ func (c *frontConn) enter() bool {
 	c.waiter = &waiter{source: source(c.remote.Addr()), since: time.Now(), evict: c.abort}
 	if !c.front.room.enter(c.waiter) {
 		c.front.log.Info("ssh connection refused: too many logins at once", c.where()...)
+		c.front.metrics.Connection(metrics.ConnectionRefused)
 		fmt.Fprintf(c.Conn, "nixbastion: too many logins at once, try again\r\n") // fits any socket buffer
 		return false
 	}
+	c.front.metrics.Connection(metrics.ConnectionAdmitted)
 	grace := c.front.limits.LoginGrace
 	c.grace = time.AfterFunc(grace, func() { c.abort(fmt.Sprintf("no login within %s", grace)) })
 	return true

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"nixbastion/internal/metrics"
 	"nixbastion/policy"
 )
 
@@ -75,6 +76,7 @@ func (c *frontConn) keyVerified(meta ssh.ConnMetadata, key ssh.PublicKey, _ *ssh
 		Grant: grant, Fingerprint: policy.Fingerprint(key),
 		User: meta.User(), Remote: c.remote, ClientVersion: c.ident,
 	}
+	c.front.metrics.Login(metrics.LoginSuccess)
 	c.front.log.Info("ssh login", append(c.where(), append(who.keyText(),
 		"user", quotePeer(who.User), "client", quotePeer(c.ident))...)...)
 	c.mu.Lock()
@@ -217,9 +219,11 @@ func (c *frontConn) loginFailed(err error) {
 	why := c.whyRefused(err)
 	reason := quotePeer(why)
 	if !a.tried {
+		c.front.metrics.Login(metrics.LoginFailed)
 		c.front.log.Info("ssh handshake failed", append(line, "reason", reason)...)
 		return
 	}
+	c.front.metrics.Login(metrics.LoginRefused)
 	c.front.log.Warn("ssh login refused", append(line,
 		"user", quotePeer(a.user), "keys", strings.Join(a.keys, ","), "reason", reason)...)
 	c.loginRefused(why)

@@ -134,6 +134,7 @@ func (c *frontConn) send(p []byte) (int, error) {
 	limit := c.front.limits.WriteStall
 	c.Conn.SetWriteDeadline(time.Now().Add(limit))
 	n, err := c.Conn.Write(p)
+	c.front.counters.sent.Add(int64(n))
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		c.lose(stalled(limit))
 	}
@@ -199,6 +200,7 @@ func (c *frontConn) receive(p []byte) (int, error) {
 	c.noteLoss(err)
 	c.gate.pass()
 	received := c.received.Add(int64(n))
+	c.front.counters.received.Add(int64(n))
 	if !c.loggedIn.Load() && received > c.front.limits.LoginBytes {
 		c.abort("too much before the login")
 	}

@@ -92,6 +92,7 @@ func (c *frontConn) takeSession(opens int) (refusal string) {
 		return "too many sessions at once on this host"
 	}
 	c.running++
+	c.front.counters.sessions.Add(1)
 	c.sessions.Add(1)
 	c.unused.Stop()
 	return ""
@@ -101,6 +102,7 @@ func (c *frontConn) releaseSession() {
 	c.front.windows.release(sessionWindow)
 	c.mu.Lock()
 	c.running--
+	c.front.counters.sessions.Add(-1)
 	c.mu.Unlock()
 	if d := c.leaving.Load(); c.front.isStopping() || d != nil && !d.Finish {
 		c.closeIfUnused()

@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"nixbastion/internal/metrics"
 	"nixbastion/internal/nix"
 	"nixbastion/internal/nix/nar"
 	"nixbastion/internal/nix/storetest"
@@ -116,7 +117,7 @@ func (l *lab) start(file, text string) {
 	if err != nil {
 		l.Fatalf("policy: %v\n%s", err, text)
 	}
-	l.proxy, err = New(l.Context(), Options{Policy: live, Version: "test", Log: slog.New(slog.NewJSONHandler(l.log, nil))})
+	l.proxy, err = New(l.Context(), Options{Policy: live, Version: "test", Log: slog.New(slog.NewJSONHandler(l.log, nil)), Metrics: metrics.New("test")})
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -300,4 +301,31 @@ func (l *lines) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.String()
+}
+
+// openDoor has the lab's proxy answer on loopback, until leave or the end of the test.
+func (l *lab) openDoor() (addr string, leave func()) {
+	l.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		l.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(l.Context())
+	served := make(chan error, 1)
+	go func() { served <- l.proxy.Serve(ctx, []net.Listener{listener}) }()
+	leave = sync.OnceFunc(func() {
+		stop()
+		if err := <-served; err != nil {
+			l.Errorf("serve: %v", err)
+		}
+	})
+	l.Cleanup(leave) // runs before the proxy's shutdown
+	return listener.Addr().String(), leave
+}
+
+// serve is openDoor for those who never leave.
+func (l *lab) serve() (addr string) {
+	l.Helper()
+	addr, _ = l.openDoor()
+	return addr
 }

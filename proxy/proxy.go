@@ -12,11 +12,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sync/errgroup"
 
 	"nixbastion/cache"
+	"nixbastion/internal/metrics"
 	"nixbastion/internal/nix"
 	"nixbastion/internal/nix/serve"
 	"nixbastion/internal/nix/worker"
@@ -37,6 +39,8 @@ type Options struct {
 	Log     *slog.Logger
 	// Audit keeps what is done, by whom; nil keeps nothing. It outlives Shutdown.
 	Audit Auditor
+	// Metrics counts what happens; nil counts nothing.
+	Metrics *metrics.Metrics
 }
 
 // Proxy answers Nix clients over SSH. Make one with [New], run it with Serve,
@@ -64,6 +68,9 @@ type Proxy struct {
 	loads   *loads
 	glances glances
 	reloads reloads
+	metrics *metrics.Metrics
+	// looked says that it was tried once which builders are there.
+	looked atomic.Bool
 
 	stopFetches context.CancelCauseFunc
 }
@@ -71,7 +78,7 @@ type Proxy struct {
 // New opens the state directory and makes ready to serve. Nothing is dialled
 // yet.
 func New(ctx context.Context, opts Options) (*Proxy, error) {
-	p := &Proxy{policy: opts.Policy, version: opts.Version, log: opts.Log, audit: opts.Audit}
+	p := &Proxy{policy: opts.Policy, version: opts.Version, log: opts.Log, audit: opts.Audit, metrics: opts.Metrics}
 	p.reloads.started = opts.Policy.Current()
 	if p.audit == nil {
 		p.audit = noAudit{}
@@ -81,6 +88,7 @@ func New(ctx context.Context, opts Options) (*Proxy, error) {
 	}
 	p.apply(p.policy.Current())
 	p.warnOfHostCertificate()
+	p.metrics.Watch(p.state)
 	return p, nil
 }
 
@@ -122,6 +130,7 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 		Ciphers:         pol.SSH.Ciphers,
 		Log:             p.log,
 		Audit:           p.audit,
+		Metrics:         p.metrics,
 	})
 	if err != nil {
 		return err
@@ -139,7 +148,7 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	fetchCtx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.stopFetches = stop
 	p.builds = &builds{
-		router: p.router, pool: p.pool, cache: p.cache, policy: p.policy, logDir: p.tmpDir, sleepers: p.sleepers, drained: p.drains.drained,
+		router: p.router, pool: p.pool, cache: p.cache, policy: p.policy, logDir: p.tmpDir, sleepers: p.sleepers, drained: p.drains.drained, metrics: p.metrics,
 		inflight: newInflight(), differences: newDifferences(p.log), suspects: newSuspects(p.router), proofs: make(chan struct{}, maxProofs), fetchCtx: fetchCtx, audit: p.audit,
 	}
 	if pol.Scheduling.History != "" {
@@ -179,6 +188,7 @@ func (p *Proxy) apply(pol *policy.Policy) {
 	}
 	p.router.SetStarveAfter(pol.Scheduling.StarveAfter)
 	p.router.SetBuilders(places)
+	p.metrics.SetLabels(labelsOf(pol))
 	p.drains.apply(pol.Builders)
 	p.sleepers.update(pol.Builders)
 	p.loads.keep(pol.Builders)
@@ -195,7 +205,10 @@ func (p *Proxy) sleeps(builder string) bool { return p.sleepers.unreachable(buil
 // lookAtBuilders learns in the background which builders are there, before
 // anybody needs them: who has none is to be told so, or sent away.
 func (p *Proxy) lookAtBuilders() {
-	p.builds.fetches.Go(func() { p.builds.lookAt(p.policy.Current().Builders) })
+	p.builds.fetches.Go(func() {
+		p.builds.lookAt(p.policy.Current().Builders)
+		p.looked.Store(true)
+	})
 }
 
 // Serve answers connections of all listeners until ctx ends, then returns nil.
@@ -215,6 +228,7 @@ func (p *Proxy) Serve(ctx context.Context, listeners []net.Listener) error {
 // until all of it ended, or until ctx does.
 func (p *Proxy) Shutdown(ctx context.Context) error {
 	var errs []error
+	defer p.metrics.Watch(nil)
 	go p.builds.inflight.cancelAll(errShutdown) // their clients get the reason before they are closed
 	errs = append(errs, p.front.Shutdown(ctx))
 	p.builds.inflight.cancelAll(errShutdown)
@@ -319,6 +333,7 @@ func (p *Proxy) serveDaemon(ctx context.Context, x *Exec, log *slog.Logger) int 
 		Refuse:        p.refusal(principal),
 		Stopping:      x.Stopping,
 		OnError:       func(op string, err error) { log.Error("operation failed", "op", op, "error", err) },
+		OnDone:        p.operationDone,
 	})
 	return ended(x, err, log)
 }
@@ -342,6 +357,7 @@ func (p *Proxy) serveStore(ctx context.Context, x *Exec, write bool, log *slog.L
 		Stderr:   x.Stderr,
 		SpoolDir: spoolDir,
 		OnError:  func(op string, err error) { log.Error("operation failed", "op", op, "error", err) },
+		OnDone:   p.operationDone,
 	})
 	return ended(x, err, log)
 }

@@ -64,6 +64,7 @@ func (p *Proxy) Reload(by string) (Reloaded, error) {
 	err := p.policy.ReloadAfter(p.signing.prepare)
 	p.reloads.note(by, err)
 	p.reloaded(err)
+	p.metrics.Reload(err)
 	if err != nil {
 		p.log.Error("policy refused; the old one stays", "by", by, "error", err.Error())
 		return Reloaded{}, err

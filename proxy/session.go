@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"nixbastion/cache"
+	"nixbastion/internal/metrics"
 	"nixbastion/internal/nix"
 	"nixbastion/policy"
 )
@@ -224,6 +225,7 @@ func (s *session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath n
 		return nil, err
 	}
 	if result := s.knownOutputs(drv, mode); result != nil {
+		s.builds.metrics.BuildRequest(metrics.RequestKnown)
 		s.log.Info("outputs are known", "drv", drvPath.String())
 		s.owns(result.Outputs)
 		return result, s.known(drvPath, drv, result)

@@ -80,7 +80,7 @@ func startAdmin(live *policy.Live, ask askFunc, change changeFunc, store *cache.
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	go func() {
-		a.served <- a.server.Serve(&fewConns{UnixListener: listener, room: make(chan struct{}, adminConns)})
+		a.served <- a.server.Serve(withRoomFor(adminConns, listener))
 	}()
 	return a, nil
 }
@@ -163,33 +163,6 @@ func adminHint(err error) string {
 		return "let the proxy's account write to its directory, or " + choose
 	}
 	return choose
-}
-
-// fewConns is a listener with room for some connections at once.
-type fewConns struct {
-	*net.UnixListener
-	room chan struct{}
-}
-
-// Accept waits for room first, so that those who wait cost nothing.
-func (l *fewConns) Accept() (net.Conn, error) {
-	l.room <- struct{}{}
-	conn, err := l.AcceptUnix()
-	if err != nil {
-		<-l.room
-		return nil, err
-	}
-	return &fewConn{UnixConn: conn, leave: sync.OnceFunc(func() { <-l.room })}, nil
-}
-
-type fewConn struct {
-	*net.UnixConn
-	leave func()
-}
-
-func (c *fewConn) Close() error {
-	defer c.leave()
-	return c.UnixConn.Close()
 }
 
 // peerKey is where a connection's context has the peer.

@@ -268,7 +268,7 @@ func TestFewConnectionsAreTakenAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	few := &fewConns{UnixListener: listener, room: make(chan struct{}, 2)}
+	few := withRoomFor(2, listener)
 	var taken []net.Conn
 	for range 4 {
 		conn, err := net.Dial("unix", socket)

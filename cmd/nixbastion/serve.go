@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"nixbastion/internal/metrics"
 	"nixbastion/policy"
 	"nixbastion/proxy"
 )
@@ -23,7 +24,7 @@ type serveCmd struct {
 const shutdownTimeout = 20 * time.Second
 
 // Run serves until SIGTERM or SIGINT. For what loads the policy again see followPolicy.
-func (c serveCmd) Run() error {
+func (c serveCmd) Run() (failure error) {
 	live, err := policy.NewLive(c.Config)
 	if err != nil {
 		return reportMistakes(err)
@@ -39,10 +40,16 @@ func (c serveCmd) Run() error {
 		return err
 	}
 	defer closeAudit()
-	p, err := proxy.New(ctx, proxy.Options{Policy: live, Version: version, Log: log, Audit: auditor})
+	numbers := metrics.New(version)
+	p, err := proxy.New(ctx, proxy.Options{Policy: live, Version: version, Log: log, Audit: auditor, Metrics: numbers})
 	if err != nil {
 		return err
 	}
+	monitor, err := startMonitor(nil, live.Current().Metrics, numbers, p, log)
+	if err != nil {
+		return errors.Join(err, shutdown(p))
+	}
+	defer func() { failure = errors.Join(failure, monitor.stop()) }()
 	admin, err := startAdmin(live, p.AskAdmin, p.ChangeAdmin, p.Cache(), auditor, log)
 	if err != nil {
 		return errors.Join(err, shutdown(p))

@@ -116,7 +116,7 @@ var breakages = []breakage{
 var (
 	lostWords    = []string{"ended", "lost", "reset", "closed", "disconnected"}
 	garbageWords = []string{"text instead of", "unexpected", "expected", "larger than", "limit", "unknown", "got"}
-	silentWords  = []string{"sign of life", "silent", "does not answer", "did not end"}
+	silentWords  = []string{"sign of life", "silent", "does not answer"}
 )
 
 // Whatever breaks on a builder in the middle of a build, the client has its result

@@ -16,11 +16,12 @@ const module = "nixbastion/"
 // adding one is a decision, and this is where it shows.
 var mayImport = map[string][]string{
 	"cmd/nixbastion": {"cache", "policy", "proxy", "proxy/upstream", "internal/nix",
-		"internal/simulate", "internal/tracefile", "internal/audit"},
+		"internal/audit", "internal/metrics", "internal/simulate", "internal/tracefile"},
 	"proxy": {"cache", "policy", "proxy/upstream", "route",
 		"internal/nix", "internal/nix/nar", "internal/nix/worker", "internal/nix/serve", "internal/sshconn",
-		"internal/tracefile", // it writes what can be simulated later
-		"internal/audit"},    // and says what happened
+		"internal/audit",      // it says what happened
+		"internal/metrics",    // counts it
+		"internal/tracefile"}, // and writes what can be simulated later
 	"proxy/upstream":         {"policy", "internal/nix", "internal/nix/worker", "internal/nix/serve", "internal/sshconn"},
 	"route":                  {},
 	"cache":                  {"internal/nix", "internal/nix/nar"},
@@ -31,6 +32,7 @@ var mayImport = map[string][]string{
 	"internal/nix/worker":    {"internal/nix", "internal/nix/wire", "internal/nix/nar"},
 	"internal/nix/serve":     {"internal/nix", "internal/nix/wire", "internal/nix/nar"},
 	"internal/nix/storetest": {"internal/nix", "internal/nix/nar"},
+	"internal/metrics":       {},
 	"internal/sshconn":       {},
 	"internal/simulate":      {"route", "internal/tracefile"}, // it drives the router itself
 	"internal/tracefile":     {},
@@ -48,9 +50,11 @@ var mayImport = map[string][]string{
 // onlyIn names packages from outside that one package of ours alone may import,
 // so that they can be replaced in one place.
 var onlyIn = map[string]string{
-	"github.com/gliderlabs/ssh": "proxy",
-	"gopkg.in/yaml.v3":          "policy",
-	"go.etcd.io/bbolt":          "cache",
+	"github.com/gliderlabs/ssh":                               "proxy",
+	"gopkg.in/yaml.v3":                                        "policy",
+	"go.etcd.io/bbolt":                                        "cache",
+	"github.com/prometheus/client_golang/prometheus":          "internal/metrics",
+	"github.com/prometheus/client_golang/prometheus/promhttp": "internal/metrics",
 }
 
 type goPackage struct {

@@ -55,8 +55,9 @@ func newBuilder(p *Pool, t *target, old *builder) *builder {
 		pool: p, target: t, log: p.opts.Log.With("builder", t.name),
 		maxJobs: t.maxJobs, loadWish: t.load, channels: p.opts.Channels, programs: t.programs(), changed: make(chan struct{}), rest: newRest(),
 	}
+	t.traffic = &traffic{}
 	if old != nil {
-		b.rest = old.rest
+		b.rest, t.traffic = old.rest, old.target.traffic
 		b.load.paused = b.rest.spared()
 		b.reportedDown = old.silence() // the new way is worth a try at once
 	}
@@ -191,6 +192,7 @@ func (b *builder) dial() {
 	b.dials--
 	if err != nil {
 		b.dialsFailed++
+		b.target.traffic.dialsFailed.Add(1)
 		b.dialErr = err
 	}
 	retired := b.retired

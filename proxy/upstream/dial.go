@@ -115,7 +115,7 @@ func scanArguments(address string) string {
 // handshake owns tcp. The end of ctx closes it, since a peer may stop anywhere.
 func (l *login) handshake(ctx context.Context, tcp net.Conn) (*link, error) {
 	stop := context.AfterFunc(ctx, func() { tcp.Close() })
-	counted := newNetConn(tcp)
+	counted := newNetConn(tcp, l.traffic)
 	conn, channels, requests, err := ssh.NewClientConn(counted, l.address, l.config)
 	if !stop() {
 		if err == nil {

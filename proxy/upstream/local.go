@@ -60,6 +60,7 @@ func (b *builder) connectSocket(ctx context.Context, orIdle bool) (*localProcess
 	}
 	conn, err := b.dialSocket(ctx)
 	if err != nil {
+		b.target.traffic.dialsFailed.Add(1)
 		b.giveSocketBack()
 		return nil, err
 	}
@@ -154,6 +155,7 @@ func (p *localProcess) supervise() {
 // Read reads what the daemon says. What arrives after Close is lost.
 func (p *localProcess) Read(b []byte) (int, error) {
 	n, err := p.parked.read(p.conn, b)
+	p.builder.target.traffic.received.Add(int64(n))
 	if isClosed(p.closing) {
 		return 0, errProcessClosed
 	}
@@ -166,6 +168,7 @@ func (p *localProcess) Read(b []byte) (int, error) {
 // Write writes to the daemon.
 func (p *localProcess) Write(b []byte) (int, error) {
 	n, err := p.conn.Write(b)
+	p.builder.target.traffic.sent.Add(int64(n))
 	switch {
 	case isClosed(p.closing):
 		return n, errProcessClosed

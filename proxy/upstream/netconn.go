@@ -24,14 +24,19 @@ type netConn struct {
 	// in ns after opened.
 	received, heard atomic.Int64
 	opened          time.Time
+	traffic         *traffic
 }
 
-func newNetConn(c net.Conn) *netConn {
-	return &netConn{Conn: c, in: bufio.NewReaderSize(c, readBuffer), out: sshconn.NewWriter(c), opened: time.Now()}
+func newNetConn(c net.Conn, t *traffic) *netConn {
+	return &netConn{Conn: c, in: bufio.NewReaderSize(c, readBuffer), out: sshconn.NewWriter(c), opened: time.Now(), traffic: t}
 }
 
 // Write gives out each packet in one piece.
-func (c *netConn) Write(p []byte) (int, error) { return c.out.Write(p) }
+func (c *netConn) Write(p []byte) (int, error) {
+	n, err := c.out.Write(p)
+	c.traffic.sent.Add(int64(n))
+	return n, err
+}
 
 // Close closes the socket.
 func (c *netConn) Close() error {
@@ -44,6 +49,7 @@ func (c *netConn) Close() error {
 func (c *netConn) Read(p []byte) (int, error) {
 	n, err := c.in.Read(p)
 	c.received.Add(int64(n))
+	c.traffic.received.Add(int64(n))
 	c.heard.Store(int64(time.Since(c.opened)))
 	return n, err
 }

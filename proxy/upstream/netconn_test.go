@@ -21,7 +21,7 @@ func (c *pieceConn) Close() error { return nil }
 // Guards against packets that go to builders in two pieces.
 func TestBuildersAreSentWholePackets(t *testing.T) {
 	var socket pieceConn
-	c := newNetConn(&socket)
+	c := newNetConn(&socket, &traffic{})
 	defer c.Close()
 	c.Write(make([]byte, 4096)) // as the library does it
 	c.Write(make([]byte, 28<<10))

@@ -30,6 +30,10 @@ type target struct {
 	program    string // "" to look for it
 	maxJobs    int
 	load       loadWish // a change of it needs no new connection
+
+	// traffic goes on when another target takes the place of this one; newBuilder sets
+	// it.
+	traffic *traffic
 }
 
 // loadWish is what the policy says about the probe of a builder's load.

@@ -37,6 +37,10 @@ type ServeOptions struct {
 	// OnOp is called with the name of each command before its request is read
 	// further. May be nil.
 	OnOp func(op string)
+	// OnDone is called when a command is over that was not forbidden: how long it took,
+	// and the error that ended the session, which ErrHangUp is part of if the client has
+	// gone. May be nil.
+	OnDone func(op string, took time.Duration, err error)
 	// OnError is called with errors of which the client reads only a general
 	// sentence, or not all. May be nil.
 	OnError func(op string, err error)
@@ -150,8 +154,13 @@ func (s *session) serveCommand(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	q := &request{session: s, ctx: ctx, cancel: cancel, cmd: cmd, log: newLogStream(ctx, s.opts.Stderr)}
+	began := time.Now()
 	reply, err := handle.serve(q)
-	return q.answer(reply, err)
+	err = q.answer(reply, err)
+	if s.opts.OnDone != nil {
+		s.opts.OnDone(cmd.String(), time.Since(began), err)
+	}
+	return err
 }
 
 // received is called when the request was read: it returns what is wrong with

@@ -482,14 +482,18 @@ func TestHangUpBehindAnUploadEndsTheCommand(t *testing.T) {
 
 // Guards against hooks that are not called, or with another command's name.
 func TestHooksSeeTheSession(t *testing.T) {
-	var ops []string
-	c := dial(t, storeWithPaths(), ClientOptions{}, ServeOptions{OnOp: func(op string) { ops = append(ops, op) }})
+	var ops, done []string
+	c := dial(t, storeWithPaths(), ClientOptions{}, ServeOptions{
+		OnOp:   func(op string) { ops = append(ops, op) },
+		OnDone: func(op string, took time.Duration, err error) { done = append(done, fmt.Sprint(op, took > 0, err)) },
+	})
 	c.QueryValidPaths(context.Background(), nil, false)
 	r, err := c.NarFromPath(context.Background(), pathNamed("dep"))
 	check(t, "nar from path", err)
 	io.Copy(io.Discard, r)
 	check(t, "serve", c.hangUp())
 	same(t, "commands", ops, []string{"QueryValidPaths", "QueryPathInfos", "DumpStorePath"})
+	same(t, "ended", done, []string{"QueryValidPathstrue <nil>", "QueryPathInfostrue <nil>", "DumpStorePathtrue <nil>"})
 }
 
 // Guards against a store's log of an upload that reaches the client after its

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"nixbastion/internal/nix"
 	"nixbastion/internal/nix/wire"
@@ -36,6 +37,10 @@ type ServeOptions struct {
 	// OnOp is called with the name of each operation before its request is read
 	// further. May be nil.
 	OnOp func(op string)
+	// OnDone is called when an operation is over: how long it took, and the error that it
+	// was answered with or that ended the session, which ErrHangUp is part of if the
+	// client has gone. May be nil.
+	OnDone func(op string, took time.Duration, err error)
 	// OnError is called with errors of which the client reads only a general
 	// sentence, or not all. May be nil.
 	OnError func(op string, err error)
@@ -121,9 +126,17 @@ func (s *session) serveOp(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	q := &request{session: s, ctx: ctx, cancel: cancel, op: op, log: newLogStream(&s.conn)}
+	began := time.Now()
 	fields, err := handle(q)
 	q.log.close()
-	return q.answer(fields, err)
+	end := q.answer(fields, err)
+	if end != nil {
+		err = end
+	}
+	if s.opts.OnDone != nil {
+		s.opts.OnDone(op.String(), time.Since(began), err)
+	}
+	return end
 }
 
 // refuseUnknown ends the session, since the length of the request is not known.

@@ -643,12 +643,19 @@ func TestAddToStoreChecksNameAndMethod(t *testing.T) {
 
 // Guards against hooks that are not called, or with another operation's name.
 func TestHooksSeeTheSession(t *testing.T) {
-	var ops []string
+	var ops, done []string
 	var version Version
-	c := dial(t, storeWithPaths(), ClientOptions{}, ServeOptions{OnOp: func(op string) { ops = append(ops, op) }, OnHandshake: func(v Version) { version = v }})
+	c := dial(t, storeWithPaths(), ClientOptions{}, ServeOptions{
+		OnOp: func(op string) { ops = append(ops, op) }, OnHandshake: func(v Version) { version = v },
+		OnDone: func(op string, took time.Duration, err error) {
+			done = append(done, fmt.Sprintf("%s took: %t failed: %t", op, took > 0, err != nil))
+		},
+	})
 	c.QueryPathInfo(context.Background(), pathNamed("dep"))
 	c.QueryAllValidPaths(context.Background())
+	c.AddSignatures(context.Background(), pathNamed("nowhere"), nil)
 	check(t, "serve", c.hangUp())
-	same(t, "operations", ops, []string{"QueryPathInfo", "QueryAllValidPaths"})
+	same(t, "operations", ops, []string{"QueryPathInfo", "QueryAllValidPaths", "AddSignatures"})
+	same(t, "ended", done, []string{"QueryPathInfo took: true failed: false", "QueryAllValidPaths took: true failed: false", "AddSignatures took: true failed: true"})
 	same(t, "version", version, Latest)
 }
