@@ -80,12 +80,14 @@ func (s *session) vouched() cache.Provenance {
 func (s *session) policy() *policy.Policy { return s.builds.policy.Current() }
 
 // mayWrite refuses what only a full key may do.
-func (s *session) mayWrite(what string) error {
-	if s.principal.Role == policy.RoleFull {
+func (s *session) mayWrite(what string) error { return mayWrite(s.principal, what) }
+
+func mayWrite(principal *policy.Principal, what string) error {
+	if principal.Role == policy.RoleFull {
 		return nil
 	}
 	return nix.Refuse("key of %q has the role %s and may not %s here; the admin gives the role in the proxy's policy",
-		s.principal.Name, s.principal.Role, what)
+		principal.Name, principal.Role, what)
 }
 
 // QueryValidPaths answers from the cache and pins what it promises. To who may only

@@ -311,7 +311,7 @@ func TestQuestionsThatMakeNoSenseAreAnsweredInASentence(t *testing.T) {
 		"why x86_64-linux a b'":        {stderr: errUnknownCommand.Error(), status: 127},
 		"why " + absent:                {stderr: "derivation " + absent + " is not in the store here; most clients send what it needs and not the derivation itself, so say why SYSTEM FEATURE ... instead", status: 1},
 		"why " + labPath("x").String(): {stderr: fmt.Sprintf("%q is not the path of a derivation; %s", labPath("x"), whyUsage), status: 2},
-		"why x86_64-linux " + strings.Repeat("f,", 65): {stderr: "more than 64 features", status: 2},
+		"why x86_64-linux " + strings.Repeat("f,", 65): {stderr: "more than 64 features; " + whyUsage, status: 2},
 		"check a b":   {stderr: "say check, or check HOST with the name by which you reach this host", status: 2},
 		"check ''":    {stderr: `"" is not the name or address of a host`, status: 2},
 		"check a/b":   {stderr: `"a/b" is not the name or address of a host`, status: 2},

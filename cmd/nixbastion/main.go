@@ -20,6 +20,7 @@ type cli struct {
 	Check    checkCmd    `cmd:"" help:"Check a policy file and print what it means."`
 	Status   statusCmd   `cmd:"" help:"Print builders, slots and queue of the running proxy."`
 	Why      whyCmd      `cmd:"" help:"Print where the running proxy would build something, and why."`
+	Explain  explainCmd  `cmd:"" help:"Print whether a key may have something built, where it would go, and why not elsewhere."`
 	Drain    drainCmd    `cmd:"" help:"Keep new builds from a builder until undrain, and let those that run there end."`
 	Undrain  undrainCmd  `cmd:"" help:"Let a drained builder have builds again."`
 	Key      keyCmd      `cmd:"" help:"Make keys that sign store paths, and show their public halves."`
