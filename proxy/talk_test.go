@@ -178,6 +178,10 @@ func TestAnswersReadAsWritten(t *testing.T) {
 		"why-admin.txt":      {"", "why x86_64-linux hidden"},
 		"why-admin.json":     {"", "why x86_64-linux hidden --json"},
 		"why-derivation.txt": {"alice", "why " + drv.String()},
+		"explain.txt":        {"", `explain {"principal":"carol","system":"x86_64-linux","features":["kvm"]}`},
+		"explain.json":       {"", `explain {"key":"` + fingerprint(testKey("alice")) + `","address":"192.0.2.7","system":"x86_64-linux"} --json`},
+		"explain-read.txt":   {"", `explain {"key":"` + fingerprint(testKey("reader")) + `","system":"x86_64-linux"}`},
+		"explain-nobody.txt": {"", `explain {"key":"` + fingerprint(testKey("stranger")) + `","system":"x86_64-linux"}`},
 		"check.txt":          {"alice", "check nix.example.org"},
 		"check.json":         {"alice", "check nix.example.org --json"},
 		"check-read.txt":     {"reader", "check"},
@@ -364,9 +368,9 @@ func TestALongQueueIsCutShort(t *testing.T) {
 }
 
 // Guards against questions on the admin's socket that are only a client's.
-func TestTheAdminAsksForStatusAndWhy(t *testing.T) {
+func TestTheAdminAsksForWhatIsHis(t *testing.T) {
 	c := busyTown(t)
-	for _, words := range [][]string{nil, {"check"}, {"help"}, {"rm"}, {"status", "x"}, {"why"}} {
+	for _, words := range [][]string{nil, {"check"}, {"help"}, {"rm"}, {"status", "x"}, {"why"}, {"explain"}, {"explain", "x"}} {
 		if text, err := c.proxy.AskAdmin(t.Context(), words); text != "" || !errors.As(err, new(*UsageError)) {
 			t.Errorf("%q: %v, %q", words, err, text)
 		}
