@@ -179,7 +179,7 @@ func (f *findings) features() {
 	s := &f.r.Settings
 	told := slices.Concat(f.b.Features, f.b.MandatoryFeatures)
 	wrong := slices.DeleteFunc(slices.Clone(told), func(name string) bool { return slices.Contains(s.Features, name) })
-	if i := slices.Index(wrong, "kvm"); i >= 0 && s.HiddenKVM {
+	if i := slices.Index(wrong, "kvm"); i >= 0 && s.HiddenKVM && s.usualFeatures() {
 		wrong = slices.Delete(wrong, i, i+1)
 		f.note("features", "", "whether its daemon has the feature kvm cannot be seen: account '%s' may not open /dev/kvm, which is there", s.Account)
 	}
