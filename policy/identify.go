@@ -135,6 +135,8 @@ func (p *Policy) lookUp(key ssh.PublicKey, remote netip.Addr, now, shown time.Ti
 // usable says what a line has against an address or a time.
 func (o *keyOptions) usable(remote netip.Addr, now time.Time) error {
 	switch {
+	case !o.from.allows(remote) && !remote.IsValid():
+		return fmt.Errorf("may be used from %s alone, and no address is known", o.from)
 	case !o.from.allows(remote):
 		return fmt.Errorf("must not be used from %s", remote)
 	case o.expired(now):

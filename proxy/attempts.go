@@ -174,7 +174,8 @@ func (t *tries) triedBuilders() int {
 func (t *tries) request() route.Request {
 	req := t.requestOf(t.order)
 	req.Exclude = t.exclusions()
-	req.Avoid = t.avoidances()
+	// Builders that are worse than others: for this order, or for any build of its derivation.
+	req.Avoid = unique(append(slices.Clone(t.avoided), req.Avoid...))
 	t.askers.into(&req)
 	if len(t.lost) > 0 {
 		req.Patience = max(req.Patience, lostPatience)
@@ -189,16 +190,6 @@ func (t *tries) exclusions() []route.Exclusion {
 		all = append(all, route.Exclusion{Builder: a.lease.Builder(), Reason: "does not answer, with a copy of this build"})
 	}
 	return unique(append(all, t.lacking...))
-}
-
-// avoidances are the builders that are worse than others: for this order, or since
-// something may be left there of an earlier build of its derivation.
-func (t *tries) avoidances() []route.Exclusion {
-	var names []string
-	for _, b := range t.policy.Current().Builders {
-		names = append(names, b.Name)
-	}
-	return unique(append(slices.Clone(t.avoided), t.suspects.of(t.order.drvPath, names)...))
 }
 
 // unique keeps the first exclusion of each builder.

@@ -28,8 +28,12 @@ type labBuilder struct {
 	protocol string
 	// domain is whose it is; "" is default.
 	domain string
-	trust  nix.Trust
-	nix    string // version; "" is 2.34.8
+	// systems are those of the policy, with commas between; "" is x86_64-linux.
+	systems string
+	// settings are more of its policy: ", speed_factor: 2".
+	settings string
+	trust    nix.Trust
+	nix      string // version; "" is 2.34.8
 	// build makes the outputs of a derivation; nil writes who built it.
 	build func(ctx context.Context, b *labBuilder, log nix.Logger, drv *nix.BasicDerivation) (*nix.BuildResult, error)
 	// onValid is called when valid paths were asked for; nil is nothing.
@@ -71,7 +75,7 @@ func newLabBuilder(name string) *labBuilder {
 	return &labBuilder{name: name, trust: nix.Trusted, conns: map[net.Conn]bool{}, files: map[nix.StorePath]labFile{}, comes: map[string]int{}}
 }
 
-func (b *labBuilder) system() string { return "x86_64-linux" }
+func (b *labBuilder) system() string { return cmp.Or(b.systems, "x86_64-linux") }
 
 func (b *labBuilder) policyProtocol() string { return cmp.Or(b.protocol, "ssh-ng") }
 

@@ -91,8 +91,8 @@ func newLabOf(t testing.TB, pol labPolicy, builders ...*labBuilder) *lab {
 		}
 		l.builders[b.name] = b
 		b.start(t)
-		fmt.Fprintf(&text, "  - {name: %s, address: \"%s\", user: nix, identity_file: %s, host_keys: [%s], systems: [%s], max_jobs: %d, builder_content: %s, protocol: %s, domains: [%s]}\n",
-			b.name, b.listener.Addr(), identity, authorizedLine(b.hostKey), b.system(), max(b.maxJobs, 1), b.content(), b.policyProtocol(), b.policyDomain())
+		fmt.Fprintf(&text, "  - {name: %s, address: \"%s\", user: nix, identity_file: %s, host_keys: [%s], systems: [%s], max_jobs: %d, builder_content: %s, protocol: %s, domains: [%s]%s}\n",
+			b.name, b.listener.Addr(), identity, authorizedLine(b.hostKey), b.system(), max(b.maxJobs, 1), b.content(), b.policyProtocol(), b.policyDomain(), b.settings)
 	}
 	fmt.Fprintf(&text, labPrincipals, authorizedLine(testKey("alice")), authorizedLine(testKey("bob")),
 		authorizedLine(testKey("reader")), authorizedLine(testKey("eve")))

@@ -19,8 +19,7 @@ func TestEstimatesOutliveTheProxy(t *testing.T) {
 	cancel()
 	l.proxy.learned.keep(ended, l.proxy.router) // as at the end of the proxy
 
-	req := requestFor(l.principal("alice"))
-	req.System, req.Job = "x86_64-linux", "hello"
+	req := requestBy(l.proxy.policy.Current(), l.principal("alice"), "hello", "x86_64-linux", nil, nil)
 	l.restart()
 	if d := l.proxy.router.Explain(req); d.Builds != 1 {
 		t.Errorf("after a restart %d builds are known:\n%s", d.Builds, d)

@@ -10,13 +10,10 @@ import (
 
 // requestOf is what the router needs to know of an order.
 func (b *builds) requestOf(o *order) route.Request {
-	pol := b.policy.Current()
-	req := requestFor(o.principal)
-	req.Name, req.System, req.Features, req.Needs = o.drvPath.String(), o.system, o.features, o.needs
-	req.Soft = pol.Scheduling.SoftFeatures
-	req.Alone = slices.ContainsFunc(o.features, func(f string) bool { return slices.Contains(pol.Scheduling.Alone, f) })
+	req := requestBy(b.policy.Current(), o.principal, o.drvPath.Name(), o.system, o.features, o.needs)
+	req.Name = o.drvPath.String()
+	req.Avoid = b.suspected(o.drvPath)
 	req.Patience = b.patience(o)
-	req.Job = route.JobName(o.drvPath.Name())
 	req.Inputs = make([]route.Input, len(o.inputs))
 	for i, in := range o.inputs {
 		req.Inputs[i] = route.Input{ID: b.router.Intern(in.Path.String()), Size: int64(in.NarSize)}
@@ -26,9 +23,36 @@ func (b *builds) requestOf(o *order) route.Request {
 	return req
 }
 
-// requestFor is what the policy says of a principal's requests.
-func requestFor(principal *policy.Principal) route.Request {
-	return route.Request{Asker: askerOf(principal), Domain: principal.Domain}
+// requestBy is what the policy says of a principal's build: where it may go, by what
+// its derivation requires. The name is the derivation's, "" if nobody said.
+func requestBy(pol *policy.Policy, principal *policy.Principal, name, system string, features []string, needs map[string]int64) route.Request {
+	return route.Request{
+		Asker: askerOf(principal), Domain: principal.Domain, Job: route.JobName(name),
+		System: system, Features: features, Needs: needs, Soft: pol.Scheduling.SoftFeatures,
+		Alone: slices.ContainsFunc(features, func(f string) bool { return slices.Contains(pol.Scheduling.Alone, f) }),
+	}
+}
+
+// placesOf are the builders of a policy as the router knows them.
+func placesOf(pol *policy.Policy) []route.Builder {
+	places := make([]route.Builder, len(pol.Builders))
+	for i, b := range pol.Builders {
+		places[i] = route.Builder{
+			Name: b.Name, Systems: b.Systems, Features: b.Features, MandatoryFeatures: b.MandatoryFeatures,
+			MaxJobs: b.MaxJobs, SpeedFactor: b.SpeedFactor, Domains: b.Domains, Resources: b.Resources,
+		}
+	}
+	return places
+}
+
+// suspected are the builders where something may be left of an earlier build of a
+// derivation.
+func (b *builds) suspected(drv nix.StorePath) []route.Exclusion {
+	var names []string
+	for _, builder := range b.policy.Current().Builders {
+		names = append(names, builder.Name)
+	}
+	return b.suspects.of(drv, names)
 }
 
 func askerOf(principal *policy.Principal) route.Asker {

@@ -14,8 +14,8 @@ func TestBuilderHoldsWhatItBuilt(t *testing.T) {
 	l := newLab(t, b1, b2)
 	result, err := l.client("alice").build(t.Context(), nix.Discard, "hello")
 	mustSucceed(t, result, err)
-	req := requestFor(l.principal("alice"))
-	req.System, req.Inputs = "x86_64-linux", []route.Input{{ID: l.proxy.router.Intern(labPath("hello").String()), Size: 1 << 20}}
+	req := requestBy(l.proxy.policy.Current(), l.principal("alice"), "", "x86_64-linux", nil, nil)
+	req.Inputs = []route.Input{{ID: l.proxy.router.Intern(labPath("hello").String()), Size: 1 << 20}}
 	for _, c := range l.proxy.router.Explain(req).Candidates {
 		if built := len(map[string]*labBuilder{"b1": b1, "b2": b2}[c.Name].built()) > 0; built != (c.Missing == 0) {
 			t.Errorf("%s lacks %d bytes; it was built there: %v", c.Name, c.Missing, built)

@@ -179,15 +179,8 @@ func (p *Proxy) Cache() *cache.Cache { return p.cache }
 func (p *Proxy) apply(pol *policy.Policy) {
 	p.builds.grace.update(pol.Builders)
 	p.pool.Update(pol.Builders)
-	places := make([]route.Builder, len(pol.Builders))
-	for i, b := range pol.Builders {
-		places[i] = route.Builder{
-			Name: b.Name, Systems: b.Systems, Features: b.Features, MandatoryFeatures: b.MandatoryFeatures,
-			MaxJobs: b.MaxJobs, SpeedFactor: b.SpeedFactor, Domains: b.Domains, Resources: b.Resources,
-		}
-	}
 	p.router.SetStarveAfter(pol.Scheduling.StarveAfter)
-	p.router.SetBuilders(places)
+	p.router.SetBuilders(placesOf(pol))
 	p.metrics.SetLabels(labelsOf(pol))
 	p.drains.apply(pol.Builders)
 	p.sleepers.update(pol.Builders)
@@ -401,10 +394,14 @@ func (p *Proxy) newSession(principal *policy.Principal, log *slog.Logger) *sessi
 // not: whoever asked for it is sent away while no builder of his is up, so that
 // his client builds by itself.
 func (p *Proxy) refusal(principal *policy.Principal) string {
+	return noBuilder(principal, p.router)
+}
+
+func noBuilder(principal *policy.Principal, router *route.Router) string {
 	if principal.NoBuilder != policy.NoBuilderRefuse {
 		return ""
 	}
-	down := p.router.Down(principal.Domain)
+	down := router.Down(principal.Domain)
 	if down == "" {
 		return ""
 	}

@@ -92,11 +92,19 @@ func (s *session) mayWrite(what string) error {
 		return err
 	}
 	s.refresh()
-	if s.principal.Role == policy.RoleFull {
-		return s.mayChange()
+	if err := mayWrite(s.principal, what); err != nil {
+		return err
+	}
+	return s.mayChange()
+}
+
+// mayWrite is the same of a principal that is not here.
+func mayWrite(principal *policy.Principal, what string) error {
+	if principal.Role == policy.RoleFull {
+		return nil
 	}
 	return nix.Refuse("key of %q has the role %s and may not %s here; the admin gives the role in the proxy's policy",
-		s.principal.Name, s.principal.Role, what)
+		principal.Name, principal.Role, what)
 }
 
 // QueryValidPaths answers from the cache and pins what it promises. To who may only

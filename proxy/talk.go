@@ -19,6 +19,7 @@ import (
 //
 //	talk_status.go  status  builders, slots and queue
 //	talk_why.go     why     where a build would go, and why
+//	talk_explain.go explain the same for somebody else, whether he may, and for a .drv file: for the admin alone
 //	talk_check.go   check   what a key is here, and what its client needs
 //	talk_help.go    help    what works here
 //
@@ -77,11 +78,14 @@ func (p *Proxy) answerQuestion(ctx context.Context, x *Exec, words []string) int
 	return 1
 }
 
-// AskAdmin answers the admin, who may learn all. Words are "status" or "why" and
+// adminQuestions are the words that begin a question of the admin.
+var adminQuestions = []string{"status", "why", "explain"}
+
+// AskAdmin answers the admin, who may learn all. Words are one of adminQuestions and
 // what follows. The error may be a [UsageError].
 func (p *Proxy) AskAdmin(ctx context.Context, words []string) (string, error) {
-	if len(words) == 0 || words[0] != "status" && words[0] != "why" {
-		return "", usage("there is status and why")
+	if len(words) == 0 || !slices.Contains(adminQuestions, words[0]) {
+		return "", usage("there is %s", strings.Join(adminQuestions, ", "))
 	}
 	return p.ask(ctx, &asker{}, words)
 }
@@ -109,6 +113,8 @@ func (p *Proxy) find(ctx context.Context, a *asker, question string, args []stri
 		return p.status(a, args)
 	case "why":
 		return p.why(ctx, a, args)
+	case "explain":
+		return p.explain(ctx, args)
 	case "check":
 		return p.checkKey(a, args)
 	}

@@ -178,6 +178,10 @@ func TestAnswersReadAsWritten(t *testing.T) {
 		"why-admin.txt":      {"", "why x86_64-linux hidden"},
 		"why-admin.json":     {"", "why x86_64-linux hidden --json"},
 		"why-derivation.txt": {"alice", "why " + drv.String()},
+		"explain.txt":        {"", `explain {"principal":"carol","system":"x86_64-linux","features":["kvm"]}`},
+		"explain.json":       {"", `explain {"key":"` + fingerprint(testKey("alice")) + `","address":"192.0.2.7","system":"x86_64-linux"} --json`},
+		"explain-read.txt":   {"", `explain {"key":"` + fingerprint(testKey("reader")) + `","system":"x86_64-linux"}`},
+		"explain-nobody.txt": {"", `explain {"key":"` + fingerprint(testKey("stranger")) + `","system":"x86_64-linux"}`},
 		"check.txt":          {"alice", "check nix.example.org"},
 		"check.json":         {"alice", "check nix.example.org --json"},
 		"check-read.txt":     {"reader", "check"},
@@ -311,7 +315,7 @@ func TestQuestionsThatMakeNoSenseAreAnsweredInASentence(t *testing.T) {
 		"why x86_64-linux a b'":        {stderr: errUnknownCommand.Error(), status: 127},
 		"why " + absent:                {stderr: "derivation " + absent + " is not in the store here; most clients send what it needs and not the derivation itself, so say why SYSTEM FEATURE ... instead", status: 1},
 		"why " + labPath("x").String(): {stderr: fmt.Sprintf("%q is not the path of a derivation; %s", labPath("x"), whyUsage), status: 2},
-		"why x86_64-linux " + strings.Repeat("f,", 65): {stderr: "more than 64 features", status: 2},
+		"why x86_64-linux " + strings.Repeat("f,", 65): {stderr: "more than 64 features; " + whyUsage, status: 2},
 		"check a b":   {stderr: "say check, or check HOST with the name by which you reach this host", status: 2},
 		"check ''":    {stderr: `"" is not the name or address of a host`, status: 2},
 		"check a/b":   {stderr: `"a/b" is not the name or address of a host`, status: 2},
@@ -364,9 +368,9 @@ func TestALongQueueIsCutShort(t *testing.T) {
 }
 
 // Guards against questions on the admin's socket that are only a client's.
-func TestTheAdminAsksForStatusAndWhy(t *testing.T) {
+func TestTheAdminAsksForWhatIsHis(t *testing.T) {
 	c := busyTown(t)
-	for _, words := range [][]string{nil, {"check"}, {"help"}, {"rm"}, {"status", "x"}, {"why"}} {
+	for _, words := range [][]string{nil, {"check"}, {"help"}, {"rm"}, {"status", "x"}, {"why"}, {"explain"}, {"explain", "x"}} {
 		if text, err := c.proxy.AskAdmin(t.Context(), words); text != "" || !errors.As(err, new(*UsageError)) {
 			t.Errorf("%q: %v, %q", words, err, text)
 		}

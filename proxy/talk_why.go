@@ -3,6 +3,8 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -36,6 +38,11 @@ type ranking struct {
 	// Valid says that the outputs are there already: a build would be answered
 	// without a builder.
 	Valid bool `json:"outputs_valid"`
+	// Needs are amounts of its builder's resources, Alone says that nothing else may
+	// be built there meanwhile, and Wishes are those features without which it can be.
+	Needs  map[string]int64 `json:"needs,omitempty"`
+	Alone  bool             `json:"alone,omitempty"`
+	Wishes []string         `json:"wishes,omitempty"`
 	// Note says for people what the ranking does not count; else empty.
 	Note string `json:"note,omitempty"`
 	// Summary is the outcome for people.
@@ -123,26 +130,35 @@ func (p *Proxy) principals(a *asker) []*policy.Principal {
 	return all
 }
 
+// checkRequired refuses what is no system or feature.
+func checkRequired(system string, features []string) error {
+	for _, word := range append([]string{system}, features...) {
+		if !wordGrammar.MatchString(word) {
+			return fmt.Errorf("%s is not the name of a system or feature", quoted(word))
+		}
+	}
+	if len(features) > maxWhyFeatures {
+		return fmt.Errorf("more than %d features", maxWhyFeatures)
+	}
+	return nil
+}
+
 func (p *Proxy) whySystem(a *asker, args []string) (answer, error) {
 	var features []string
 	for _, arg := range args[1:] {
 		features = append(features, strings.FieldsFunc(arg, func(r rune) bool { return r == ',' })...)
 	}
-	for _, word := range append([]string{args[0]}, features...) {
-		if !wordGrammar.MatchString(word) {
-			return nil, usage("%s is not the name of a system or feature; %s", quoted(word), whyUsage)
-		}
-	}
-	if len(features) > maxWhyFeatures {
-		return nil, usage("more than %d features", maxWhyFeatures)
+	if err := checkRequired(args[0], features); err != nil {
+		return nil, usage("%v; %s", err, whyUsage)
 	}
 	w := &whyAnswer{}
 	for _, principal := range p.principals(a) {
-		req := requestFor(principal)
-		req.System, req.Features = args[0], features
-		r := newRanking(principal.Domain, p.router.Explain(req))
-		r.Note = "what the inputs weigh is not counted, since only a derivation has them"
-		w.Rankings = append(w.Rankings, r)
+		x := explainer{policy: p.policy.Current(), router: p.router}
+		r, err := x.rank(principal, &Question{System: args[0], Features: features})
+		if err != nil {
+			return nil, err
+		}
+		w.Rankings = append(w.Rankings, *r)
 	}
 	return w, nil
 }
@@ -184,20 +200,25 @@ func (p *Proxy) rankDerivation(ctx context.Context, principal *policy.Principal,
 	if err != nil {
 		return nil, err
 	}
+	return s.rank(ctx, path, drv)
+}
+
+// rank ranks the builders of the session's domain for a derivation.
+func (s *session) rank(ctx context.Context, path nix.StorePath, drv *nix.Derivation) (*ranking, error) {
 	o, note, err := s.orderOf(ctx, path, drv)
 	if err != nil {
 		return nil, err
 	}
-	r := newRanking(principal.Domain, p.router.Explain(p.builds.requestOf(o)))
+	r := newRanking(s.builds.router, s.builds.requestOf(o))
 	r.Note = note
 	r.Valid = s.knownOutputs(&drv.BasicDerivation, nix.BuildNormal) != nil
-	return &r, nil
+	return r, nil
 }
 
 // orderOf makes an order of a derivation, without its inputs if some are not
-// there; note says so.
+// there; note says so. Nothing is fetched for it.
 func (s *session) orderOf(ctx context.Context, path nix.StorePath, drv *nix.Derivation) (o *order, note string, err error) {
-	basic, failure := s.flatten(ctx, path, drv)
+	basic, failure := s.flatten(ctx, path, drv, nil)
 	if failure != nil {
 		uncounted := drv.BasicDerivation
 		uncounted.InputSrcs = nil
@@ -211,11 +232,14 @@ var stateNames = map[route.State]string{
 	route.Free: "free", route.Busy: "busy", route.Overloaded: "overloaded", route.Down: "down", route.Excluded: "excluded", route.Unfit: "unfit",
 }
 
-func newRanking(domain string, d route.Decision) ranking {
+// newRanking is what a router would decide about a request now.
+func newRanking(router *route.Router, req route.Request) *ranking {
+	d := router.Explain(req)
 	text := d.String()
 	summary, _, _ := strings.Cut(text, "\n")
-	r := ranking{
-		Domain: domain, System: d.System, Features: orNone(slices.Clone(d.Features)), Summary: summary, Builder: d.Builder, Limit: d.Limit,
+	r := &ranking{
+		Domain: req.Domain, System: d.System, Features: orNone(slices.Clone(d.Features)), Summary: summary, Builder: d.Builder, Limit: d.Limit,
+		Needs: req.Needs, Alone: req.Alone, Wishes: wishesOf(&req),
 		EstimateSeconds: d.Estimate.Seconds(), EstimateBuilds: d.Builds, Ahead: d.Ahead,
 		Builders: make([]rankedBuilder, len(d.Candidates)), text: text,
 	}
@@ -233,24 +257,40 @@ func newRankedBuilder(c *route.Candidate) rankedBuilder {
 	return b
 }
 
+func wishesOf(req *route.Request) []string {
+	return slices.DeleteFunc(slices.Clone(req.Features), func(f string) bool { return !slices.Contains(req.Soft, f) })
+}
+
 func (w *whyAnswer) print(page *page) {
 	if w.Derivation != "" {
 		page.line("%s", w.Derivation)
 	}
 	for i := range w.Rankings {
-		r := &w.Rankings[i]
 		if i > 0 {
 			page.line("")
 		}
 		if len(w.Rankings) > 1 {
-			page.line("Domain %s", r.Domain)
+			page.line("Domain %s", w.Rankings[i].Domain)
 		}
-		if r.Valid {
-			page.line("its outputs are there already: a build is answered without a builder")
-		}
-		page.line("%s", r.text)
-		if r.Note != "" {
-			page.line("%s", r.Note)
-		}
+		w.Rankings[i].print(page)
+	}
+}
+
+func (r *ranking) print(page *page) {
+	if r.Valid {
+		page.line("its outputs are there already: a build is answered without a builder")
+	}
+	page.line("%s", r.text)
+	for _, name := range slices.Sorted(maps.Keys(r.Needs)) {
+		page.line("it needs %d %s of its builder", r.Needs[name], name)
+	}
+	if r.Alone {
+		page.line("it wants its builder alone")
+	}
+	if len(r.Wishes) > 0 {
+		page.line("it can do without %s", strings.Join(r.Wishes, ", "))
+	}
+	if r.Note != "" {
+		page.line("%s", r.Note)
 	}
 }

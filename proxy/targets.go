@@ -53,7 +53,7 @@ func (s *session) realise(ctx context.Context, log nix.Logger, target nix.Derive
 	if err := s.mayBuild(mode); err != nil {
 		return nil, err
 	}
-	basic, failure := s.flatten(ctx, target.Path, drv)
+	basic, failure := s.flatten(ctx, target.Path, drv, func(ref nix.StorePath) { s.have(ctx, ref) })
 	if failure != nil {
 		if trustOf(s.principal.Role) == nix.NotTrusted { // these clients never look at the result
 			nix.Line(log, failure.ErrorMsg)
@@ -127,8 +127,8 @@ func readDerivation(ctx context.Context, c *cache.Cache, domain string, path nix
 
 // flatten turns a derivation into the form that is built: its input derivations
 // replaced by their outputs, and all inputs by their closure. A failure names
-// what is not built yet.
-func (s *session) flatten(ctx context.Context, path nix.StorePath, drv *nix.Derivation) (*nix.BasicDerivation, *nix.BuildResult) {
+// what is not built yet. Want is that of closure.
+func (s *session) flatten(ctx context.Context, path nix.StorePath, drv *nix.Derivation, want func(nix.StorePath)) (*nix.BasicDerivation, *nix.BuildResult) {
 	roots := slices.Clone(drv.InputSrcs)
 	for _, input := range drv.InputDrvs {
 		outputs, err := s.inputOutputs(ctx, input)
@@ -138,7 +138,7 @@ func (s *session) flatten(ctx context.Context, path nix.StorePath, drv *nix.Deri
 		}
 		roots = append(roots, outputs...)
 	}
-	closure, err := s.closure(roots, func(ref nix.StorePath) { s.have(ctx, ref) })
+	closure, err := s.closure(roots, want)
 	if err != nil {
 		return nil, nix.Failure(nix.StatusInputRejected, "%s: %v", path, err)
 	}

@@ -26,7 +26,8 @@ import (
 // The admin asks on a unix socket, over HTTP, for which every machine has a
 // client: GET /status and GET /why, with a parameter word for each word that
 // follows, --json among them. The answer is text. POST /drain, /undrain and /reload
-// change something, with words likewise. POST /cache is a command on the store: see
+// change something, with words likewise. POST /explain has its question as the body.
+// POST /cache is a command on the store: see
 // cacheRequest and frameKind.
 
 const (
@@ -64,6 +65,8 @@ type admin struct {
 	// open is read-locked by commands on the store, which must not outlive it, and
 	// locked for good at the end.
 	open sync.RWMutex
+	// explaining lets one question with a body be read and answered at a time.
+	explaining sync.Mutex
 }
 
 // startAdmin answers on the socket of the policy until stop.
@@ -191,6 +194,11 @@ func (a *admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.Method == http.MethodPost && r.URL.Path == "/cache" {
 		a.serveCache(w, r, who)
+		return
+	}
+	if r.Method == http.MethodPost && r.URL.Path == "/explain" {
+		log.Info("admin's question asked")
+		a.serveExplain(w, r)
 		return
 	}
 	if r.Method == http.MethodPost && slices.Contains(changes, r.URL.Path) {

@@ -30,7 +30,7 @@ type office struct {
 
 func repeat(_ context.Context, words []string) (string, error) {
 	switch words[0] {
-	case "status", "why":
+	case "status", "why", "explain":
 		return strings.Join(words, " ") + "\n", nil
 	case "odd":
 		return "", &proxy.UsageError{Message: "that makes no sense"}
@@ -144,6 +144,11 @@ func TestOnlyTheAdminIsAnswered(t *testing.T) {
 		}
 		if want == 403 && (strings.Count(answer.text, "\n") != 1 || !strings.Contains(answer.text, "admin: {users: [NAME]}")) {
 			t.Errorf("account %d reads %q", uid, answer.text)
+		}
+	}
+	for uid, want := range map[int]int{0: 200, 65534: 200, 1: 403} {
+		if answer, err := getAs(uid, o.socket, http.MethodPost, "/explain"); err != nil || answer.status != want {
+			t.Errorf("account %d asks with a body: %+v, %v, want %d", uid, answer, err, want)
 		}
 	}
 	for _, path := range changes { // whom the policy names may look

@@ -47,13 +47,18 @@ func (f askFlags) ask(out io.Writer, question string, words ...string) error {
 // request puts a question, or has something changed, on a socket and prints the
 // answer.
 func request(out io.Writer, socket, method, question string, words ...string) error {
+	return requestWith(out, socket, method, question, nil, words...)
+}
+
+// requestWith is request with a body, which may be nil.
+func requestWith(out io.Writer, socket, method, question string, body io.Reader, words ...string) error {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}
 	defer transport.CloseIdleConnections()
 	client := http.Client{Transport: transport, Timeout: askTimeout}
 	target := url.URL{Scheme: "http", Host: "admin", Path: "/" + question, RawQuery: url.Values{"word": words}.Encode()}
-	asked, err := http.NewRequest(method, target.String(), nil)
+	asked, err := http.NewRequest(method, target.String(), body)
 	if err != nil {
 		return err
 	}

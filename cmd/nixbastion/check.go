@@ -13,7 +13,8 @@ import (
 type checkCmd struct {
 	File    string `arg:"" help:"The policy file." type:"path"`
 	Host    string `help:"Name under which clients reach the proxy, for the lines to paste." default:"HOST"`
-	Connect bool   `help:"Connect to every builder and say what answers."`
+	Connect bool   `help:"Connect to every builder, compare it with the policy, and say what is wrong and how to mend it."`
+	JSON    bool   `help:"With --connect: say of the builders alone, for programs." name:"json"`
 }
 
 // Run prints every mistake of the file, or what the policy means, and with
@@ -23,13 +24,18 @@ func (c checkCmd) Run(out io.Writer) error {
 	if err != nil {
 		return reportMistakes(err)
 	}
-	if err := pol.Describe(out, c.Host); err != nil {
-		return err
+	switch {
+	case c.JSON && !c.Connect:
+		return errors.New("--json goes with --connect\nhint: without it check is for people")
+	case !c.JSON:
+		if err := pol.Describe(out, c.Host); err != nil {
+			return err
+		}
 	}
 	if !c.Connect {
 		return nil
 	}
-	return connectAll(context.Background(), out, pol.Builders)
+	return connectAll(context.Background(), out, pol.Builders, c.JSON)
 }
 
 // reportMistakes prints what is wrong with a policy file.

@@ -21,6 +21,7 @@ type cli struct {
 	Status   statusCmd   `cmd:"" help:"Print builders, slots and queue of the running proxy."`
 	Why      whyCmd      `cmd:"" help:"Print where the running proxy would build something, and why."`
 	Reload   reloadCmd   `cmd:"" help:"Have the running proxy load its policy file again, or say what is wrong with it."`
+	Explain  explainCmd  `cmd:"" help:"Print whether a key may have something built, where it would go, and why not elsewhere."`
 	Drain    drainCmd    `cmd:"" help:"Keep new builds from a builder until undrain, and let those that run there end."`
 	Undrain  undrainCmd  `cmd:"" help:"Let a drained builder have builds again."`
 	Audit    auditCmd    `cmd:"" help:"Verify the audit log, and search in it."`

@@ -28,6 +28,9 @@ type Report struct {
 	// builder is of use all the same.
 	Load    Load
 	LoadErr error
+	// Settings are those of the builder's Nix, and SettingsErr why they cannot be seen.
+	Settings    NixSettings
+	SettingsErr error
 }
 
 // Check connects to a builder anew and opens a daemon session, whatever was
@@ -50,6 +53,7 @@ func (p *Pool) Check(ctx context.Context, name string) (Report, error) {
 	r.Nix, r.Protocol, r.Trust = d.nix, d.protocol, d.trust
 	r.Command = d.command
 	r.Load, r.LoadErr = b.checkLoad(ctx, d.process)
+	r.Settings, r.SettingsErr = b.checkSettings(ctx, d)
 	return r, (&Session{d: d}).End(ctx)
 }
 

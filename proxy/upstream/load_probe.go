@@ -264,16 +264,9 @@ func (b *builder) checkLoad(ctx context.Context, session process) (Load, error) 
 	if !ssh {
 		return ownLoad()
 	}
-	b.mu.Lock()
-	remote.conn.take()
-	b.mu.Unlock()
-	p, err := b.startOn(ctx, remote.conn, loadScript)
-	if errors.Is(err, errRefused) {
-		b.giveBack(remote.conn)
-		return Load{}, errOneSession
-	}
+	p, err := b.startBeside(ctx, remote, loadScript)
 	if err != nil {
-		return Load{}, b.noShell(remote.conn, err)
+		return Load{}, err
 	}
 	defer p.Close()
 	limited, cancel := context.WithTimeout(ctx, b.pool.opts.SessionTimeout)
@@ -282,4 +275,20 @@ func (b *builder) checkLoad(ctx context.Context, session process) (Load, error) 
 	questions <- 1
 	b.pool.running.Go(func() { converse(limited, p, questions, answers) })
 	return b.awaitLoad(ctx, p, answers, 1, 0)
+}
+
+// startBeside runs a script on the connection of a session.
+func (b *builder) startBeside(ctx context.Context, session *remoteProcess, script string) (*remoteProcess, error) {
+	b.mu.Lock()
+	session.conn.take()
+	b.mu.Unlock()
+	p, err := b.startOn(ctx, session.conn, script)
+	if errors.Is(err, errRefused) {
+		b.giveBack(session.conn)
+		return nil, errOneSession
+	}
+	if err != nil {
+		return nil, b.noShell(session.conn, err)
+	}
+	return p, nil
 }
