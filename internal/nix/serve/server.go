@@ -37,6 +37,8 @@ type ServeOptions struct {
 	// OnOp is called with the name of each command before its request is read
 	// further. May be nil.
 	OnOp func(op string)
+	// OnIdle is called before each wait for a request. May be nil.
+	OnIdle func()
 	// OnError is called with errors of which the client reads only a general
 	// sentence, or not all. May be nil.
 	OnError func(op string, err error)
@@ -65,7 +67,7 @@ func Serve(ctx context.Context, rw io.ReadWriter, store nix.Store, opts ServeOpt
 	if opts.OnHandshake != nil {
 		opts.OnHandshake(s.version)
 	}
-	for s.r.MoreUntil(opts.Stopping) {
+	for s.awaitRequest() {
 		if err := s.serveCommand(ctx); err != nil {
 			return err
 		}
@@ -92,6 +94,14 @@ func newSession(rw io.ReadWriter, store nix.Store, opts ServeOptions) *session {
 	s.limits = opts.Limits.WithDefaults()
 	s.readMessage()
 	return s
+}
+
+// awaitRequest reports whether another request comes.
+func (s *session) awaitRequest() bool {
+	if s.opts.OnIdle != nil {
+		s.opts.OnIdle()
+	}
+	return s.r.MoreUntil(s.opts.Stopping)
 }
 
 // request is one command on its way through the server.
