@@ -76,6 +76,7 @@ type builds struct {
 
 	history     *tracefile.Recorder // nil for none
 	inflight    *inflight
+	ledger      *ledger
 	sending     *sending
 	feeds       *feeds
 	differences *differences
@@ -101,7 +102,7 @@ func (b *builds) build(ctx context.Context, o *order, log nix.Logger, offset uin
 	key := o.key()
 	buildLog := newBuildLog(b.logDir, b.policy.Current().Limits.BuildLog)
 	running, how := b.inflight.join(ctx, key, buildLog, func(ctx context.Context, running *build) (*nix.BuildResult, error) {
-		return b.run(ctx, running, o)
+		return b.run(ctx, key, running, o)
 	})
 	defer b.leave(o, key, running)
 	if how != joinedFirst {
@@ -118,10 +119,26 @@ func (b *builds) build(ctx context.Context, o *order, log nix.Logger, offset uin
 	return result, err
 }
 
-// run tries builders until one has built the order, or none is left.
-func (b *builds) run(ctx context.Context, running *build, o *order) (*nix.BuildResult, error) {
+// run tries builders until one has built the order, or none is left. What comes of it
+// is noted in the ledger.
+func (b *builds) run(ctx context.Context, key buildKey, running *build, o *order) (*nix.BuildResult, error) {
+	e := b.ledger.begin(o, key, running)
+	running.kept = func() { b.ledger.keep(e) }
+	result, err := b.tryBuilders(ctx, running, o, e)
+	killed := killedBy(ctx)
+	if err == nil && result.Status.Success() {
+		killed = nil // too late
+	}
+	if killed != nil {
+		result, err = killed.result(o), nil
+	}
+	e.end(result, err, killed != nil)
+	return result, err
+}
+
+func (b *builds) tryBuilders(ctx context.Context, running *build, o *order, e *ledgerEntry) (*nix.BuildResult, error) {
 	t := b.newTries(o, running.log)
-	t.askers = running.askers
+	t.askers, t.entry = running.askers, e
 	defer func() { running.seconds = t.seconds }()
 	if o.mode != nix.BuildNormal {
 		if failure := t.narrow(ctx); failure != nil {

@@ -74,6 +74,7 @@ func (c *frontConn) keyVerified(meta ssh.ConnMetadata, key ssh.PublicKey, _ *ssh
 		Grant: grant, Fingerprint: policy.Fingerprint(key),
 		User: meta.User(), Remote: c.remote, ClientVersion: c.ident,
 	}
+	c.identified(who)
 	c.front.log.Info("ssh login", append(c.where(), append(who.keyText(),
 		"user", quotePeer(who.User), "client", quotePeer(c.ident))...)...)
 	return &ssh.Permissions{ExtraData: map[any]any{identityKey{}: &verified{who, key}}}, nil

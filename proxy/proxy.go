@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sync/errgroup"
@@ -60,6 +61,7 @@ type Proxy struct {
 	learned *learned
 	loads   *loads
 	glances glances
+	started time.Time
 
 	stopFetches context.CancelCauseFunc
 }
@@ -67,7 +69,7 @@ type Proxy struct {
 // New opens the state directory and makes ready to serve. Nothing is dialled
 // yet.
 func New(ctx context.Context, opts Options) (*Proxy, error) {
-	p := &Proxy{policy: opts.Policy, version: opts.Version, log: opts.Log}
+	p := &Proxy{started: time.Now(), policy: opts.Policy, version: opts.Version, log: opts.Log}
 	if err := p.open(ctx); err != nil {
 		return nil, err
 	}
@@ -127,9 +129,14 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	p.signing.prepare(pol)
 	fetchCtx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.stopFetches = stop
+	inflight := newInflight()
+	ledger, err := openLedger(filepath.Join(pol.StateDir, "builds"), p.policy, inflight, p.log)
+	if err != nil {
+		return err
+	}
 	p.builds = &builds{
 		router: p.router, pool: p.pool, cache: p.cache, policy: p.policy, logDir: p.tmpDir, sleepers: p.sleepers, drained: p.drains.drained,
-		inflight: newInflight(), differences: newDifferences(p.log), suspects: newSuspects(p.router), proofs: make(chan struct{}, maxProofs), fetchCtx: fetchCtx,
+		inflight: inflight, ledger: ledger, differences: newDifferences(p.log), suspects: newSuspects(p.router), proofs: make(chan struct{}, maxProofs), fetchCtx: fetchCtx,
 	}
 	if pol.Scheduling.History != "" {
 		if p.builds.history, err = tracefile.NewRecorder(pol.Scheduling.History, historyLimit); err != nil {
@@ -294,13 +301,23 @@ func accessOf(x *Exec) *policy.Access { return x.Identity.Data.(*policy.Access) 
 // say tells the user one sentence.
 func (x *Exec) say(sentence string) { x.print(x.Stderr, "nixbastion: "+sentence+"\n") }
 
+// operates notes what the command does.
+func (x *Exec) operates(operation string) {
+	if x.Operates != nil {
+		x.Operates(operation)
+	}
+}
+
 // print writes lines for people to one of the client's streams. An error means
 // that nobody is there to read them.
-func (x *Exec) print(w io.Writer, text string) {
+func (x *Exec) print(w io.Writer, text string) { x.write(w, text) }
+
+func (x *Exec) write(w io.Writer, text string) error {
 	if x.Terminal {
 		text = strings.ReplaceAll(text, "\n", "\r\n")
 	}
-	io.WriteString(w, text)
+	_, err := io.WriteString(w, text)
+	return err
 }
 
 // nixVersion is the Nix release whose daemon we answer like; clients show it
@@ -316,13 +333,15 @@ func (p *Proxy) serveDaemon(ctx context.Context, x *Exec, log *slog.Logger) int 
 	principal := accessOf(x).Principal
 	s := p.newSession(principal, log)
 	s.feeder.client.remote = x.Identity.Remote.Addr()
-	s.lost = x.Lost
+	s.lost, s.operates = x.Lost, x.operates
 	defer s.close()
 	err := worker.Serve(ctx, stdio{x.Stdin, x.Stdout}, s, worker.ServeOptions{
 		DaemonVersion: p.daemonVersion(),
 		Trust:         trustOf(principal.Role),
 		Refuse:        p.refusal(principal),
 		Stopping:      x.Stopping,
+		OnOp:          s.operates,
+		OnIdle:        func() { s.operates("") },
 		OnError:       func(op string, err error) { log.Error("operation failed", "op", op, "error", err) },
 	})
 	return ended(x, err, log)
@@ -335,7 +354,7 @@ func (p *Proxy) serveStore(ctx context.Context, x *Exec, write bool, log *slog.L
 	principal := accessOf(x).Principal
 	s := p.newSession(principal, log)
 	s.feeder.client.remote = x.Identity.Remote.Addr()
-	s.lost = x.Lost
+	s.lost, s.operates = x.Lost, x.operates
 	defer s.close()
 	spoolDir := ""
 	if principal.Role == policy.RoleFull {
@@ -345,6 +364,8 @@ func (p *Proxy) serveStore(ctx context.Context, x *Exec, write bool, log *slog.L
 		Write:    write,
 		Refuse:   p.refusal(principal),
 		Stopping: x.Stopping,
+		OnOp:     s.operates,
+		OnIdle:   func() { s.operates("") },
 		Stderr:   x.Stderr,
 		SpoolDir: spoolDir,
 		OnError:  func(op string, err error) { log.Error("operation failed", "op", op, "error", err) },

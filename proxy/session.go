@@ -36,6 +36,8 @@ type session struct {
 	own map[nix.StorePath]bool
 	// lost reports, once the client has gone, whether it was lost. Nil: it was not.
 	lost func() bool
+	// operates notes what the session does, for the admin; nil is for nobody.
+	operates func(operation string)
 	// buildLimits are those of the builds that follow.
 	buildLimits nix.BuildLimits
 }
@@ -207,6 +209,9 @@ func (s *session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath n
 		return result, nil
 	}
 	s.attached++
+	if s.operates != nil {
+		s.operates("BuildDerivation " + drvPath.DrvName())
+	}
 	result, err := s.builds.build(ctx, o, log, s.attached<<32)
 	if err != nil {
 		return nil, err
