@@ -1,16 +1,20 @@
 package proxy
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
 )
 
 // ChangeAdmin carries out what the admin wants changed and says what is so now.
-// Words are "drain BUILDER [REASON]" or "undrain BUILDER". Whoever calls it has made
+// Words are "drain BUILDER [REASON]", "undrain BUILDER" or "kill BUILD [REASON]". By is
+// who wants it, for those to read whom it concerns. Whoever calls it has made
 // sure that the asker may. The error may be a [UsageError].
-func (p *Proxy) ChangeAdmin(words []string) (string, error) {
+func (p *Proxy) ChangeAdmin(ctx context.Context, by string, words []string) (string, error) {
 	switch {
+	case (len(words) == 2 || len(words) == 3) && words[0] == "kill":
+		return p.kill(ctx, by, words[1], strings.Join(words[2:], ""))
 	case (len(words) == 2 || len(words) == 3) && words[0] == "drain":
 		reason := ""
 		if len(words) == 3 {
@@ -20,7 +24,7 @@ func (p *Proxy) ChangeAdmin(words []string) (string, error) {
 	case len(words) == 2 && words[0] == "undrain":
 		return p.undrain(words[1])
 	}
-	return "", usage("there is drain BUILDER [REASON] and undrain BUILDER")
+	return "", usage("there is drain BUILDER [REASON], undrain BUILDER and kill BUILD [REASON]")
 }
 
 func (p *Proxy) drain(builder, reason string) (string, error) {
