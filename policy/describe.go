@@ -69,6 +69,7 @@ func (t *description) server() {
 		t.line(0, "What rots on disk is found only when it is read (scrub_rate: 0).")
 	}
 	t.line(0, "A NAR may have up to %s; %s of each build's log are kept.", sizeText(p.Limits.NarSize), sizeText(p.Limits.BuildLog))
+	t.line(0, "Of the last %d builds it is known how they ended; of their logs the latest are kept, up to %s together.", p.Limits.BuildHistory, sizeText(p.Limits.BuildLogs))
 	if len(p.SSH.Ciphers) > 0 {
 		t.line(0, "Clients may choose from the ciphers %s.", strings.Join(p.SSH.Ciphers, ", "))
 	}

@@ -87,6 +87,8 @@ const (
 	defaultScrubRate  = 8 << 20
 	defaultNarSize    = 64 << 30
 	defaultBuildLog   = 64 << 20
+	defaultBuildLogs  = 1 << 30
+	defaultHistory    = 1000
 	defaultSSHPort    = "22"
 	defaultMaxJobs    = 1
 	defaultDomainName = "default"
@@ -102,7 +104,7 @@ func defaults() *Policy {
 	return &Policy{
 		Listen:  []string{defaultListen},
 		Cache:   Cache{Size: defaultCacheSize, SpoolReserve: -1, ScrubRate: defaultScrubRate},
-		Limits:  Limits{NarSize: defaultNarSize, BuildLog: defaultBuildLog},
+		Limits:  Limits{NarSize: defaultNarSize, BuildLog: defaultBuildLog, BuildLogs: defaultBuildLogs, BuildHistory: defaultHistory},
 		Log:     Log{Level: slog.LevelInfo, Format: "json"},
 		Domains: []Domain{{Name: defaultDomainName}},
 

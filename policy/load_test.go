@@ -29,7 +29,7 @@ func TestDefaultsOfTheLeastPolicy(t *testing.T) {
 	if len(pol.Domains) != 1 || pol.Domains[0].Name != "default" || len(pol.Listen) != 1 || pol.Listen[0] != ":22" {
 		t.Errorf("domains %v, listen %v", pol.Domains, pol.Listen)
 	}
-	if pol.Cache != (Cache{50 << 30, 5 << 30, 8 << 20}) || pol.Limits != (Limits{BuildLog: 64 << 20, NarSize: 64 << 30}) {
+	if pol.Cache != (Cache{50 << 30, 5 << 30, 8 << 20}) || pol.Limits != (Limits{BuildLog: 64 << 20, BuildLogs: 1 << 30, BuildHistory: 1000, NarSize: 64 << 30}) {
 		t.Errorf("cache %+v, limits %+v", pol.Cache, pol.Limits)
 	}
 	if pol.Log != (Log{slog.LevelInfo, "json"}) || pol.SSH.Ciphers != nil {
@@ -52,7 +52,7 @@ listen: ["192.0.2.1:22", "[::1]:2222"]
 state_dir: state
 ssh: {ciphers: [aes256-gcm@openssh.com]}
 cache: {size: 3TiB, spool_reserve: 0}
-limits: {nar_size: 7MiB, build_log: 9 KiB}
+limits: {nar_size: 7MiB, build_log: 9 KiB, build_logs: 0, build_history: 7}
 log: {level: warn, format: text}
 domains: [{name: ci}, {name: default, share: public}]
 `+builderText(`    features: [kvm]
@@ -79,7 +79,7 @@ admin: {socket: run/admin, users: [anna, otto]}
 	if pol.StateDir != d.path("state") || pol.Listen[1] != "[::1]:2222" || pol.SSH.Ciphers[0] != "aes256-gcm@openssh.com" {
 		t.Errorf("got %+v", pol)
 	}
-	if pol.Cache != (Cache{3 << 40, 0, 8 << 20}) || pol.Limits != (Limits{NarSize: 7 << 20, BuildLog: 9 << 10}) || pol.Log != (Log{slog.LevelWarn, "text"}) {
+	if pol.Cache != (Cache{3 << 40, 0, 8 << 20}) || pol.Limits != (Limits{NarSize: 7 << 20, BuildLog: 9 << 10, BuildHistory: 7}) || pol.Log != (Log{slog.LevelWarn, "text"}) {
 		t.Errorf("cache %+v, limits %+v, log %+v", pol.Cache, pol.Limits, pol.Log)
 	}
 	b := pol.Builders[0]

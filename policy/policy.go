@@ -105,11 +105,15 @@ type Cache struct {
 	ScrubRate int64
 }
 
-// Limits bound what one client can take, in bytes.
+// Limits bound what one client can take, and what is kept of builds.
 type Limits struct {
-	// BuildLog is how much of one build's log is kept and shown.
+	// BuildLog is how much of one build's log is kept and shown, in bytes.
 	BuildLog int64
-	// NarSize is the largest NAR that is accepted.
+	// BuildLogs is how much is kept of all logs of builds that have ended, in bytes,
+	// and BuildHistory of how many of them it is known how they ended.
+	BuildLogs    int64
+	BuildHistory int
+	// NarSize is the largest NAR that is accepted, in bytes.
 	NarSize int64
 }
 

@@ -116,8 +116,17 @@ func (d *decoder) limits(n *yaml.Node) {
 	d.mapping(n, "limits.",
 		setting{"nar_size", func(n *yaml.Node) { d.sizeInto(&l.NarSize, n, 1<<10) }},
 		setting{"build_log", func(n *yaml.Node) { d.sizeInto(&l.BuildLog, n, 1<<10) }},
+		setting{"build_logs", func(n *yaml.Node) { d.sizeInto(&l.BuildLogs, n, 0) }},
+		setting{"build_history", func(n *yaml.Node) {
+			if count, ok := d.count(n, 0, maxHistory); ok {
+				l.BuildHistory = count
+			}
+		}},
 	)
 }
+
+// maxHistory bounds what is kept in memory of builds that have ended, to some 50 MiB.
+const maxHistory = 50_000
 
 func (d *decoder) log(n *yaml.Node) {
 	l := &d.pol.Log

@@ -47,3 +47,19 @@ func (a *askers) into(req *route.Request) {
 	req.Others = slices.Clone(a.all)
 	req.Joined = a.joined
 }
+
+// names are the principals, those of first before the others. It is a new list.
+func (a *askers) names(first []string) []string {
+	names := slices.Clone(first)
+	if a == nil {
+		return names
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, other := range a.all {
+		if !slices.Contains(names, other.Principal) {
+			names = append(names, other.Principal)
+		}
+	}
+	return names
+}

@@ -44,6 +44,7 @@ type tries struct {
 	*builds
 	order    *order
 	askers   *askers
+	entry    *ledgerEntry // nil is none
 	log      *buildLog
 	activity atomic.Uint64 // last activity id in log
 
@@ -224,6 +225,7 @@ func (t *tries) begin(ctx context.Context, lease *route.Lease) {
 	}
 	a := t.newAttempt(lease)
 	t.running = append(t.running, a)
+	t.entry.runs(t.running)
 	t.spawn(func() {
 		out := a.run(ctx)
 		t.post(func() { t.ended(a, out) })
@@ -256,6 +258,7 @@ func (t *tries) decide(a *attempt, out outcome) {
 		nix.Line(t.log, fmt.Sprintf("the copy on '%s' was first; the one on '%s' is given up", a.lease.Builder(), other.lease.Builder()))
 	}
 	a.log.show()
+	t.entry.decided(a)
 	t.answered, t.seconds, t.builder = out.result, a.seconds, a.lease.Builder()
 	t.metrics.Attempt(t.builder, metrics.AttemptAnswered)
 }
@@ -306,6 +309,7 @@ func (t *tries) note(a *attempt, out outcome) {
 	counts := out.blame != blameNobody && !(out.stale && !t.stale[builder])
 	if counts {
 		t.trail = append(t.trail, trial{builder, out.reason, took})
+		t.entry.tried(builder, out.reason, took)
 	}
 	t.order.log.Warn("builder failed a build", "builder", builder, "drv", t.order.drvPath.String(), "attempt", len(t.trail),
 		"phase", a.phase(), "blame", out.blame.String(), "seconds", took.Seconds(), "reason", out.reason, "error", errorText(out))

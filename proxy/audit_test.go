@@ -17,8 +17,8 @@ import (
 	"nixbastion/internal/nix"
 )
 
-// ledger is an Auditor in memory.
-type ledger struct {
+// auditBook is an Auditor in memory.
+type auditBook struct {
 	mu     sync.Mutex // guards what follows
 	events []audit.Event
 	fault  error
@@ -26,13 +26,13 @@ type ledger struct {
 	commit func(audit.Event) error
 }
 
-func (l *ledger) Record(e audit.Event) {
+func (l *auditBook) Record(e audit.Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.events = append(l.events, e)
 }
 
-func (l *ledger) Commit(e audit.Event) error {
+func (l *auditBook) Commit(e audit.Event) error {
 	l.mu.Lock()
 	commit, fault := l.commit, l.fault
 	l.mu.Unlock()
@@ -45,25 +45,25 @@ func (l *ledger) Commit(e audit.Event) error {
 	return fault
 }
 
-func (l *ledger) Fault() error {
+func (l *auditBook) Fault() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.fault
 }
 
-func (l *ledger) fail(err error) {
+func (l *auditBook) fail(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.fault = err
 }
 
-func (l *ledger) onCommit(f func(audit.Event) error) {
+func (l *auditBook) onCommit(f func(audit.Event) error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.commit = f
 }
 
-func (l *ledger) of(kind audit.Kind) (found []audit.Event) {
+func (l *auditBook) of(kind audit.Kind) (found []audit.Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, e := range l.events {
@@ -75,7 +75,7 @@ func (l *ledger) of(kind audit.Kind) (found []audit.Event) {
 }
 
 // one is the only event of a kind.
-func (l *ledger) one(t testing.TB, kind audit.Kind) audit.Event {
+func (l *auditBook) one(t testing.TB, kind audit.Kind) audit.Event {
 	t.Helper()
 	eventually(t, "an event "+string(kind), func() bool { return len(l.of(kind)) > 0 })
 	found := l.of(kind)
@@ -86,8 +86,8 @@ func (l *ledger) one(t testing.TB, kind audit.Kind) audit.Event {
 }
 
 // audited has the events of a lab in which nobody has done anything yet kept.
-func (l *lab) audited() *ledger {
-	book := &ledger{}
+func (l *lab) audited() *auditBook {
+	book := &auditBook{}
 	p := l.proxy
 	p.audit, p.builds.audit, p.signing.audit, p.front.audit = book, book, book, book
 	return book
@@ -392,7 +392,7 @@ func TestWhatIsNotAsItShouldBeIsKept(t *testing.T) {
 
 // Guards against logins and refusals that do not say who it was.
 func TestLoginsAndRefusalsAreKept(t *testing.T) {
-	book := &ledger{}
+	book := &auditBook{}
 	inMemory(t, func(o *FrontOptions) { o.Audit = book }, func(s *site) {
 		s.works(s.login("root\n\x1b[2J", testKey("alice")))
 		in := book.one(t, audit.Login)
@@ -422,7 +422,7 @@ func TestLoginsAndRefusalsAreKept(t *testing.T) {
 
 // Guards against jumps that leave no trace, or are made while none can be left.
 func TestJumpsAreKept(t *testing.T) {
-	book := &ledger{}
+	book := &auditBook{}
 	f := &far{}
 	jump := func(ctx context.Context, who *Identity, host string, port uint32) (JumpConn, error) {
 		if host == "secret" {

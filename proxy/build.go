@@ -80,6 +80,7 @@ type builds struct {
 	history     *tracefile.Recorder // nil for none
 	metrics     *metrics.Metrics
 	inflight    *inflight
+	ledger      *ledger
 	sending     *sending
 	feeds       *feeds
 	differences *differences
@@ -106,7 +107,7 @@ func (b *builds) build(ctx context.Context, o *order, log nix.Logger, offset uin
 	key := o.key()
 	buildLog := newBuildLog(b.logDir, b.policy.Current().Limits.BuildLog)
 	running, how := b.inflight.join(ctx, key, buildLog, func(ctx context.Context, running *build) (*nix.BuildResult, error) {
-		return b.run(ctx, running, o)
+		return b.run(ctx, key, running, o)
 	})
 	defer b.leave(o, key, running)
 	b.metrics.BuildRequest(how.result())
@@ -126,14 +127,25 @@ func (b *builds) build(ctx context.Context, o *order, log nix.Logger, offset uin
 }
 
 // run has an order built and keeps how that ended.
-func (b *builds) run(ctx context.Context, running *build, o *order) (*nix.BuildResult, error) {
+func (b *builds) run(ctx context.Context, key buildKey, running *build, o *order) (*nix.BuildResult, error) {
+	e := b.ledger.begin(o, key, running)
+	running.kept = func() { b.ledger.keep(e) }
 	t := b.newTries(o, running.log)
-	t.askers = running.askers
+	t.askers, t.entry = running.askers, e
 	began := time.Now()
 	result, err := t.build(ctx)
 	running.seconds, running.builder = t.seconds, t.builder
+	killed := killedBy(ctx)
+	if err == nil && result.Status.Success() {
+		killed = nil // too late
+	}
+	if killed != nil {
+		result, err = killed.result(o), nil
+	}
 	t.count(result, err)
-	return b.built(ctx, t, began, result, err)
+	result, err = b.built(ctx, t, began, result, err)
+	e.end(result, err, killed != nil)
+	return result, err
 }
 
 // build tries builders until one has built the order, or none is left.

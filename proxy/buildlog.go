@@ -41,6 +41,8 @@ type buildLog struct {
 	tail    []byte       // bytes after flushed
 	full    bool
 	closed  bool
+	holders int           // besides the clients of the build; see hold
+	freed   bool          // by its clients
 	err     error         // of the file; ends the log
 	changed chan struct{} // closed and renewed whenever something above changes
 
@@ -127,10 +129,36 @@ func (l *buildLog) finish() {
 	l.wakeLocked()
 }
 
-// free gives the file back. Call it when no follower is left.
+// free gives the file back once nobody holds the log. Call it once, when no client
+// follows.
 func (l *buildLog) free() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.freed = true
+	l.freeLocked()
+}
+
+// hold keeps the log readable until release is called, once, and reports whether it
+// still was.
+func (l *buildLog) hold() (release func(), ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.freed && l.holders == 0 {
+		return nil, false
+	}
+	l.holders++
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.holders--
+		l.freeLocked()
+	}, true
+}
+
+func (l *buildLog) freeLocked() {
+	if !l.freed || l.holders > 0 {
+		return
+	}
 	l.closed = true
 	if l.file != nil {
 		l.file.Close()
@@ -142,14 +170,28 @@ func (l *buildLog) free() {
 // follow hands every message to log, from the first on, until the build's log is
 // finished or ctx ends. Activity ids get offset added.
 func (l *buildLog) follow(ctx context.Context, log nix.Logger, offset uint64) {
-	dec := gob.NewDecoder(&logReader{ctx: ctx, log: l})
+	l.read(&logReader{ctx: ctx, log: l}, func(m nix.LogMessage) error {
+		log.Log(shiftIDs(m, offset))
+		return nil
+	})
+}
+
+// read hands on every message that r reads, until it ends or do fails.
+func (l *buildLog) read(r *logReader, do func(nix.LogMessage) error) {
+	dec := gob.NewDecoder(r)
 	for {
 		var m nix.LogMessage
-		if dec.Decode(&m) != nil {
+		if dec.Decode(&m) != nil || do(m) != nil {
 			return
 		}
-		log.Log(shiftIDs(m, offset))
 	}
+}
+
+// size is how many bytes it has by now; they end with a whole message.
+func (l *buildLog) size() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.flushed + int64(len(l.tail))
 }
 
 func shiftIDs(m nix.LogMessage, offset uint64) nix.LogMessage {
@@ -167,14 +209,26 @@ type logReader struct {
 	ctx context.Context
 	log *buildLog
 	off int64
+	// until ends it there; 0 is the end of the finished log.
+	until int64
+	// idle is called before it waits; nil is nothing.
+	idle func()
 }
 
 func (r *logReader) Read(p []byte) (int, error) {
 	for {
+		if r.until > 0 {
+			if p = p[:min(int64(len(p)), r.until-r.off)]; len(p) == 0 {
+				return 0, io.EOF
+			}
+		}
 		n, changed, err := r.log.readAt(p, r.off)
 		if n > 0 || err != nil {
 			r.off += int64(n)
 			return n, err
+		}
+		if r.idle != nil {
+			r.idle()
 		}
 		select {
 		case <-changed:

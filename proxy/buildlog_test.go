@@ -222,3 +222,28 @@ func checkActivities(t *testing.T, messages []nix.LogMessage) (text string) {
 	}
 	return text
 }
+
+// Guards against a log that is gone under whoever still reads it when its clients have
+// left, and against one that stays for nobody.
+func TestHeldLogIsKeptUntilItIsReleased(t *testing.T) {
+	log := newBuildLog(t.TempDir(), 0)
+	for range 2 {
+		nix.Line(log, strings.Repeat("x", logTailSize)) // so that there is a file
+	}
+	log.finish()
+	first, ok := log.hold()
+	second, alsoOK := log.hold()
+	if !ok || !alsoOK {
+		t.Fatal("it cannot be held")
+	}
+	log.free()
+	first()
+	var got recorder
+	if log.follow(context.Background(), &got, 0); len(got.messages) != 2 {
+		t.Errorf("%d of 2 messages are left", len(got.messages))
+	}
+	second()
+	if _, ok := log.hold(); ok || log.file != nil || log.tail != nil {
+		t.Error("it is kept for nobody")
+	}
+}

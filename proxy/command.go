@@ -15,7 +15,7 @@ import (
 //	nix-store --serve [--write]   the serve protocol, ssh:// (serveStore)
 //	type, command -v, which       of the programs that clients look for (probe.go)
 //	true, echo, --version
-//	status, why, check, help      how things stand here (talk.go)
+//	status, why, builds, log ...  how things stand here (talk.go)
 
 // commandKind is what a client's exec request asks for.
 type commandKind uint8
@@ -72,7 +72,7 @@ func parseCommand(text string, allowed policy.Commands) (command, error) {
 // questionCommand recognises probes and questions about the proxy.
 func questionCommand(words []string) (c command, known bool) {
 	switch {
-	case slices.Contains(questions, words[0]):
+	case optionsOf[words[0]] != nil:
 		return command{kind: commandTalk, words: words}, true
 	case isProbe(words):
 		return command{kind: commandProbe, words: words}, true

@@ -100,7 +100,7 @@ func (p *Proxy) endLingering(before, now *policy.Policy) {
 // serves binds a session to the command that it answers.
 func (s *session) serves(x *Exec) {
 	s.feeder.client.remote = x.Identity.Remote.Addr()
-	s.lost, s.dismissed, s.working, s.who = x.Lost, x.Dismissed, x.Working, x.Identity
+	s.lost, s.dismissed, s.working, s.who, s.operates = x.Lost, x.Dismissed, x.Working, x.Identity, x.operates
 }
 
 // work counts a build until the function returned is called.

@@ -416,7 +416,7 @@ func TestManyReloadsCostNobodyWhoMayStay(t *testing.T) {
 			if err := os.WriteFile(l.file, []byte(bad), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := l.proxy.ChangeAdmin([]string{"reload"}); err == nil || !strings.HasPrefix(err.Error(), place) {
+			if _, err := l.proxy.ChangeAdmin(t.Context(), "root", []string{"reload"}); err == nil || !strings.HasPrefix(err.Error(), place) {
 				t.Fatalf("a file with a mistake: %v", err)
 			}
 		case 1:

@@ -23,8 +23,8 @@
 // brings up what sleeps and wake_idle.go puts it to sleep, grace.go is for those that
 // are not up yet.
 //
-// Beside it, bastion.go carries jumps to other hosts, and talk.go answers the
-// questions of people: status, why, check, help.
+// Beside it, bastion.go carries jumps to other hosts, ledger.go remembers builds and
+// their logs, and talk.go answers the questions of people about all of it.
 //
 // Place, slot, session and client are four lifetimes. A lease holds a slot until
 // the builder replied; the session to the builder lives until the last output is

@@ -57,7 +57,7 @@ func (b *labBuilder) dialled() int {
 // change drains or undrains.
 func (l *lab) change(words ...string) string {
 	l.Helper()
-	answer, err := l.proxy.ChangeAdmin(words)
+	answer, err := l.proxy.ChangeAdmin(l.Context(), "root", words)
 	if err != nil {
 		l.Fatalf("%q: %v", words, err)
 	}
@@ -118,7 +118,7 @@ func TestDrainedBuilderEndsWhatItRunsAndGetsNothingNew(t *testing.T) {
 func (l *lab) admin(words ...string) string {
 	l.Helper()
 	l.proxy.glances.forget()
-	answer, err := l.proxy.AskAdmin(l.Context(), words)
+	answer, err := l.proxy.answer(l.Context(), &asker{}, words...)
 	if err != nil {
 		l.Fatalf("%q: %v", words, err)
 	}
@@ -212,7 +212,7 @@ func TestDrainIsWrittenBeforeItCounts(t *testing.T) {
 	if err := os.Mkdir(l.proxy.drains.file, 0o700); err != nil { // nothing can be renamed over it
 		t.Fatal(err)
 	}
-	if _, err := l.proxy.ChangeAdmin([]string{"drain", "b1"}); err == nil {
+	if _, err := l.proxy.ChangeAdmin(t.Context(), "root", []string{"drain", "b1"}); err == nil {
 		t.Error("drained without a file")
 	}
 	if err := <-l.begin("alice", "one"); err != nil {

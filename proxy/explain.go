@@ -81,7 +81,7 @@ func ExplainBy(ctx context.Context, pol *policy.Policy, q *Question, asJSON bool
 	if asJSON {
 		return inJSON(a)
 	}
-	return inWords(a), nil
+	return inWords(a, Look{}), nil
 }
 
 func (x *explainer) explain(ctx context.Context, q *Question) (*explainAnswer, error) {

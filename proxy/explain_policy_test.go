@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -211,16 +212,16 @@ func TestExplainAsksTheRunningProxy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := c.proxy.AskAdmin(t.Context(), []string{"explain", string(question), "--json"})
-	if err != nil {
+	var got bytes.Buffer
+	if err := c.proxy.AskAdmin(t.Context(), &got, []string{"explain", string(question), "--json"}, Look{}); err != nil {
 		t.Fatal(err)
 	}
 	var a explainAnswer
-	if err := json.Unmarshal([]byte(got), &a); err != nil {
+	if err := json.Unmarshal(got.Bytes(), &a); err != nil {
 		t.Fatal(err)
 	}
 	if why := c.ask("alice", "why "+labPath("hello.drv").String()); !strings.Contains(why, a.Ranking.Summary) || a.Ranking.Note != "" || a.Ranking.Builders[0].Load.MissingBytes == 0 {
-		t.Errorf("explained as\n%s\nand why says\n%s", got, why)
+		t.Errorf("explained as\n%s\nand why says\n%s", &got, why)
 	}
 	if a.Basis != basisProxy || a.Derivation == "" {
 		t.Errorf("basis %q, derivation %q", a.Basis, a.Derivation)

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -155,17 +156,17 @@ func (q *quarry) explain(name string, drv *nix.Derivation) (text string, a expla
 	if err != nil {
 		q.Fatal(err)
 	}
-	if text, err = q.proxy.AskAdmin(q.Context(), []string{"explain", string(question)}); err != nil {
+	var forPeople, forPrograms bytes.Buffer
+	if err := q.proxy.AskAdmin(q.Context(), &forPeople, []string{"explain", string(question)}, Look{}); err != nil {
 		q.Fatal(err)
 	}
-	forPrograms, err := q.proxy.AskAdmin(q.Context(), []string{"explain", string(question), "--json"})
-	if err != nil {
+	if err := q.proxy.AskAdmin(q.Context(), &forPrograms, []string{"explain", string(question), "--json"}, Look{}); err != nil {
 		q.Fatal(err)
 	}
-	if err := json.Unmarshal([]byte(forPrograms), &a); err != nil {
+	if err := json.Unmarshal(forPrograms.Bytes(), &a); err != nil {
 		q.Fatal(err)
 	}
-	return text, a
+	return forPeople.String(), a
 }
 
 // ask has a derivation built, beside the test.

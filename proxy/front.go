@@ -29,6 +29,7 @@ import (
 //	front_session.go    session channels: env, exec, exit status
 //	front_gate.go       the order of what ends a session
 //	front_review.go     who may stay when the policy has changed
+//	front_who.go        what the admin sees of connections
 //	front_stream.go     writes that must make progress
 //	front_conn.go       the socket: grace, acknowledgements, read buffer
 //	bastion*.go         channels to other hosts
@@ -100,6 +101,9 @@ type Exec struct {
 	// client was lost: it fell silent, or its connection was reset. One that closes
 	// its connection, or is killed, is not. Nil says that nobody is ever lost.
 	Lost func() bool
+	// Operates notes, for the admin, what the command does now; "" for nothing. Nil is
+	// for nobody.
+	Operates func(operation string)
 }
 
 // FrontOptions are what a Front needs.

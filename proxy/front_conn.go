@@ -44,6 +44,7 @@ type frontConn struct {
 
 	gate        readGate     // what is received waits here while a session ends
 	received    atomic.Int64 // bytes, also a sign of life
+	sent        atomic.Int64 // bytes
 	commandSeen atomic.Bool  // from the first command on acknowledgements may be late
 
 	// Owned by whoever reads.
@@ -79,6 +80,10 @@ type frontConn struct {
 	opens    rate
 	why      string // why it ended, if not by the peer's will; the first reason stays
 	vanished bool   // the reason is that the peer was lost, see front_lost.go
+	// who has logged in, and when; nil before.
+	who   *Identity
+	since time.Time
+	doing map[*occupation]struct{} // what the sessions do
 }
 
 func newFrontConn(ctx context.Context, f *Front, conn net.Conn) *frontConn {
@@ -135,6 +140,7 @@ func (c *frontConn) send(p []byte) (int, error) {
 	c.Conn.SetWriteDeadline(time.Now().Add(limit))
 	n, err := c.Conn.Write(p)
 	c.front.counters.sent.Add(int64(n))
+	c.sent.Add(int64(n))
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		c.lose(stalled(limit))
 	}

@@ -254,10 +254,13 @@ func (s *frontSession) exec(ctx context.Context, command string) (status int) {
 			status = statusInternal
 		}
 	}()
+	var now occupation
+	now.begin(command)
+	defer s.conn.shows(&now)()
 	return s.conn.front.exec(ctx, &Exec{
 		Identity: s.who, Command: command, Env: s.env, Terminal: s.terminal,
 		Stdin: s.channel, Stdout: stdout, Stderr: stderr,
-		Stopping: s.conn.stopping, Lost: s.conn.lost, Dismissed: s.conn.dismissed, Working: &s.conn.working,
+		Stopping: s.conn.stopping, Lost: s.conn.lost, Dismissed: s.conn.dismissed, Working: &s.conn.working, Operates: now.operate,
 	})
 }
 

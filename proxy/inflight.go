@@ -42,6 +42,8 @@ type build struct {
 	// seconds is how long it took at speed 1; 0 if nothing was built.
 	seconds float64
 	builder string // that has built it, "" if none has
+	// kept is called when its clients have the result; nil is nothing. Run sets it.
+	kept func()
 
 	// Guarded by inflight.mu:
 	waiters int
@@ -93,6 +95,9 @@ func (t *inflight) join(ctx context.Context, key buildKey, log *buildLog, run fu
 		if unread {
 			log.free()
 		}
+		if b.kept != nil {
+			b.kept()
+		}
 	})
 	return b, joinedFirst
 }
@@ -143,6 +148,26 @@ func (t *inflight) detach(key buildKey, b *build, stay func() bool) (unread bool
 func (t *inflight) giveUp(key buildKey, b *build) {
 	b.cancel(errNobodyWaits)
 	t.forget(key, b)
+}
+
+// kill ends a build with a reason, and reports whether it was still to be ended.
+// Later requests start anew.
+func (t *inflight) kill(key buildKey, b *build, cause error) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if b.over {
+		return false
+	}
+	b.cancel(cause)
+	t.forget(key, b)
+	return true
+}
+
+// clients counts those who wait for a build.
+func (t *inflight) clients(b *build) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return b.waiters
 }
 
 // wait attends a build: its log goes to the client until the result is known.

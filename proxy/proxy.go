@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sync/errgroup"
@@ -70,7 +71,8 @@ type Proxy struct {
 	reloads reloads
 	metrics *metrics.Metrics
 	// looked says that it was tried once which builders are there.
-	looked atomic.Bool
+	looked  atomic.Bool
+	started time.Time
 
 	stopFetches context.CancelCauseFunc
 }
@@ -78,7 +80,7 @@ type Proxy struct {
 // New opens the state directory and makes ready to serve. Nothing is dialled
 // yet.
 func New(ctx context.Context, opts Options) (*Proxy, error) {
-	p := &Proxy{policy: opts.Policy, version: opts.Version, log: opts.Log, audit: opts.Audit, metrics: opts.Metrics}
+	p := &Proxy{started: time.Now(), policy: opts.Policy, version: opts.Version, log: opts.Log, audit: opts.Audit, metrics: opts.Metrics}
 	p.reloads.started = opts.Policy.Current()
 	if p.audit == nil {
 		p.audit = noAudit{}
@@ -147,9 +149,14 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	p.signing.prepare(pol)
 	fetchCtx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.stopFetches = stop
+	inflight := newInflight()
+	ledger, err := openLedger(filepath.Join(pol.StateDir, "builds"), p.policy, inflight, p.log)
+	if err != nil {
+		return err
+	}
 	p.builds = &builds{
 		router: p.router, pool: p.pool, cache: p.cache, policy: p.policy, logDir: p.tmpDir, sleepers: p.sleepers, drained: p.drains.drained, metrics: p.metrics,
-		inflight: newInflight(), differences: newDifferences(p.log), suspects: newSuspects(p.router), proofs: make(chan struct{}, maxProofs), fetchCtx: fetchCtx, audit: p.audit,
+		inflight: inflight, ledger: ledger, differences: newDifferences(p.log), suspects: newSuspects(p.router), proofs: make(chan struct{}, maxProofs), fetchCtx: fetchCtx, audit: p.audit,
 	}
 	if pol.Scheduling.History != "" {
 		if p.builds.history, err = tracefile.NewRecorder(pol.Scheduling.History, historyLimit); err != nil {
@@ -297,13 +304,23 @@ func accessOf(x *Exec) *policy.Access { return x.Identity.Data.(*policy.Access) 
 // say tells the user one sentence.
 func (x *Exec) say(sentence string) { x.print(x.Stderr, "nixbastion: "+sentence+"\n") }
 
+// operates notes what the command does.
+func (x *Exec) operates(operation string) {
+	if x.Operates != nil {
+		x.Operates(operation)
+	}
+}
+
 // print writes lines for people to one of the client's streams. An error means
 // that nobody is there to read them.
-func (x *Exec) print(w io.Writer, text string) {
+func (x *Exec) print(w io.Writer, text string) { x.write(w, text) }
+
+func (x *Exec) write(w io.Writer, text string) error {
 	if x.Terminal {
 		text = strings.ReplaceAll(text, "\n", "\r\n")
 	}
-	io.WriteString(w, text)
+	_, err := io.WriteString(w, text)
+	return err
 }
 
 // nixVersion is the Nix release whose daemon we answer like; clients show it
@@ -325,6 +342,8 @@ func (p *Proxy) serveDaemon(ctx context.Context, x *Exec, log *slog.Logger) int 
 		Trust:         trustOf(principal.Role),
 		Refuse:        p.refusal(principal),
 		Stopping:      x.Stopping,
+		OnOp:          s.operates,
+		OnIdle:        func() { s.operates("") },
 		OnError:       func(op string, err error) { log.Error("operation failed", "op", op, "error", err) },
 		OnDone:        p.operationDone,
 	})
@@ -347,6 +366,8 @@ func (p *Proxy) serveStore(ctx context.Context, x *Exec, write bool, log *slog.L
 		Write:    write,
 		Refuse:   p.refusal(principal),
 		Stopping: x.Stopping,
+		OnOp:     s.operates,
+		OnIdle:   func() { s.operates("") },
 		Stderr:   x.Stderr,
 		SpoolDir: spoolDir,
 		OnError:  func(op string, err error) { log.Error("operation failed", "op", op, "error", err) },

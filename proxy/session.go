@@ -41,6 +41,8 @@ type session struct {
 	dismissed func() error
 	// working counts the builds that it may still wait for then. May be nil.
 	working *atomic.Int64
+	// operates notes what the session does, for the admin; nil is for nobody.
+	operates func(operation string)
 	// buildLimits are those of the builds that follow.
 	buildLimits nix.BuildLimits
 	// who is at the other end; nil for questions of the proxy's own.
@@ -240,6 +242,9 @@ func (s *session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath n
 	}
 	defer s.work()()
 	s.attached++
+	if s.operates != nil {
+		s.operates("BuildDerivation " + drvPath.DrvName())
+	}
 	result, err := s.builds.build(ctx, o, log, s.attached<<32)
 	if err != nil {
 		return nil, err

@@ -194,7 +194,7 @@ func TestCheckPrintsTheKeysOfTheDomain(t *testing.T) {
 		{"eve", []string{"extra-substituters = ssh-ng://HOST?priority=50", "extra-trusted-public-keys = " + public("other-1"), "fallback = true"}},
 	} {
 		a := &asker{client: &Identity{}, access: &policy.Access{Principal: l.principal(c.principal)}}
-		text, err := l.proxy.ask(t.Context(), a, []string{"check"})
+		text, err := l.proxy.answer(t.Context(), a, "check")
 		if want := "in /etc/nix/nix.conf:\n  " + strings.Join(c.lines, "\n  ") + "\n"; err != nil || !strings.Contains(text, want) {
 			t.Errorf("%s: %v, no %q in:\n%s", c.principal, err, want, text)
 		}

@@ -2,13 +2,13 @@ package proxy
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
-	"text/tabwriter"
-	"unicode"
+	"sync"
+	"time"
 
 	"nixbastion/internal/nix"
 	"nixbastion/policy"
@@ -18,16 +18,20 @@ import (
 // socket, as text for people and with --json for programs:
 //
 //	talk_status.go  status  builders, slots and queue
+//	talk_queue.go   queue   what waits, in order
+//	talk_builds.go  builds  what runs, and what has ended and how
+//	talk_log.go     log     the log of a build
+//	talk_who.go     who     who is connected, for the admin alone
 //	talk_why.go     why     where a build would go, and why
 //	talk_explain.go explain the same for somebody else, whether he may, and for a .drv file: for the admin alone
 //	talk_check.go   check   what a key is here, and what its client needs
 //	talk_help.go    help    what works here
+//	talk_words.go           how a question is put
+//	talk_page.go            how it looks to people
 //
-// A client learns what its domain and role allow, the admin learns all. Keys of
+// What changes something is for the admin alone: talk_drain.go, talk_kill.go. A client
+// learns what its domain and role allow, the admin learns all. Keys of
 // the JSON are stable: new ones may come, none changes its meaning.
-
-// questions are the words that begin one.
-var questions = []string{"status", "why", "check", "help"}
 
 // statusUsage is the exit status of a question that makes no sense.
 const statusUsage = 2
@@ -66,9 +70,11 @@ type answer interface {
 
 // answerQuestion answers a client and returns its exit status.
 func (p *Proxy) answerQuestion(ctx context.Context, x *Exec, words []string) int {
-	text, err := p.ask(ctx, &asker{client: x.Identity, access: accessOf(x)}, words)
+	ctx, stop := untilStopping(ctx, x.Stopping)
+	defer stop()
+	look := Look{Terminal: x.Terminal, Colour: x.Terminal && x.Env["NO_COLOR"] == "" && x.Env["TERM"] != "dumb"}
+	err := p.reply(ctx, &asker{client: x.Identity, access: accessOf(x)}, exitWriter{x}, words, look)
 	if err == nil {
-		x.print(x.Stdout, text)
 		return 0
 	}
 	x.say(printable(endText(err)))
@@ -78,89 +84,107 @@ func (p *Proxy) answerQuestion(ctx context.Context, x *Exec, words []string) int
 	return 1
 }
 
-// adminQuestions are the words that begin a question of the admin.
-var adminQuestions = []string{"status", "why", "explain"}
-
-// AskAdmin answers the admin, who may learn all. Words are one of adminQuestions and
-// what follows. The error may be a [UsageError].
-func (p *Proxy) AskAdmin(ctx context.Context, words []string) (string, error) {
-	if len(words) == 0 || !slices.Contains(adminQuestions, words[0]) {
-		return "", usage("there is %s", strings.Join(adminQuestions, ", "))
-	}
-	return p.ask(ctx, &asker{}, words)
-}
-
-// ask returns the answer to a question as the asker wants it.
-func (p *Proxy) ask(ctx context.Context, a *asker, words []string) (string, error) {
-	args := slices.DeleteFunc(slices.Clone(words[1:]), func(arg string) bool { return arg == "--json" })
-	asJSON := len(args) < len(words)-1
-	if i := slices.IndexFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "-") }); i >= 0 {
-		return "", usage("%s knows no option %q but --json", words[0], args[i])
-	}
-	answer, err := p.find(ctx, a, words[0], args)
-	if err != nil {
-		return "", err
-	}
-	if asJSON {
-		return inJSON(answer)
-	}
-	return inWords(answer), nil
-}
-
-func (p *Proxy) find(ctx context.Context, a *asker, question string, args []string) (answer, error) {
-	switch question {
-	case "status":
-		return p.status(a, args)
-	case "why":
-		return p.why(ctx, a, args)
-	case "explain":
-		return p.explain(ctx, args)
-	case "check":
-		return p.checkKey(a, args)
-	}
-	return help(a, args)
-}
-
-func inJSON(a answer) (string, error) {
-	var text strings.Builder
-	enc := json.NewEncoder(&text)
-	enc.SetEscapeHTML(false)
-	enc.SetIndent("", "  ")
-	if err := enc.Encode(a); err != nil {
-		return "", fmt.Errorf("write the answer: %w", err)
-	}
-	return printable(text.String()), nil
-}
-
-func inWords(a answer) string {
-	var page page
-	a.print(&page)
-	return printable(page.String())
-}
-
-// printable takes away what could do more to a terminal than print: texts of
-// peers are in answers, such as what a builder's sshd said.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if r == '\n' || unicode.IsPrint(r) {
-			return r
+// untilStopping ends a context also when the front stops: an answer that goes on would
+// keep it from its end. Stop must be called.
+func untilStopping(ctx context.Context, stopping <-chan struct{}) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		select {
+		case <-stopping:
+			cancel()
+		case <-ctx.Done():
 		}
-		return '?'
-	}, strings.ToValidUTF8(text, "?"))
+	})
+	return ctx, func() { cancel(); waiting.Wait() }
 }
 
-// page collects lines for people.
-type page struct{ strings.Builder }
+// exitWriter writes lines to a client.
+type exitWriter struct{ x *Exec }
 
-func (p *page) line(format string, args ...any) { fmt.Fprintf(p, format+"\n", args...) }
+func (w exitWriter) Write(text []byte) (int, error) {
+	return len(text), w.x.write(w.x.Stdout, string(text))
+}
 
-// table writes rows with aligned columns, indented.
-func (p *page) table(rows [][]string) {
-	t := tabwriter.NewWriter(p, 0, 0, 2, ' ', 0)
-	for _, row := range rows {
-		fmt.Fprintln(t, "  "+strings.Join(row, "\t"))
+// adminQuestions are what the admin's socket answers.
+var adminQuestions = []string{"status", "queue", "builds", "log", "who", "why", "explain"}
+
+// AskAdmin answers the admin, who may learn all. Words are a question and what follows.
+// The answer is written piece by piece: an error behind the first piece leaves it
+// incomplete. The error may be a [UsageError]. With --watch and --follow it goes on
+// until ctx ends or out fails. Out may have a method Flush, which is called when there
+// is nothing more for now.
+func (p *Proxy) AskAdmin(ctx context.Context, out io.Writer, words []string, look Look) error {
+	if len(words) == 0 || !slices.Contains(adminQuestions, words[0]) {
+		return usage("there is %s", strings.Join(adminQuestions, ", "))
 	}
-	t.Flush()
+	return p.reply(ctx, &asker{}, out, words, look)
+}
+
+// reply answers a question as the asker wants it.
+func (p *Proxy) reply(ctx context.Context, a *asker, out io.Writer, words []string, look Look) error {
+	q, err := parseQuestion(words)
+	if err != nil {
+		return err
+	}
+	if q.word == "log" {
+		return p.writeLog(ctx, a, out, q)
+	}
+	for {
+		answer, err := p.find(ctx, a, q)
+		if err != nil {
+			return err
+		}
+		text, err := q.render(answer, look)
+		if err != nil {
+			return err
+		}
+		if _, err := io.WriteString(out, text); err != nil {
+			return nil // nobody reads it any more
+		}
+		flush(out)
+		if q.watch == 0 || !pause(ctx, q.watch) {
+			return nil
+		}
+	}
+}
+
+// pause reports whether a time has gone by before ctx ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func flush(out io.Writer) {
+	if f, ok := out.(interface{ Flush() }); ok {
+		f.Flush()
+	}
+}
+
+func (p *Proxy) find(ctx context.Context, a *asker, q *question) (answer, error) {
+	switch q.word {
+	case "status":
+		return p.status(a, q.args)
+	case "queue":
+		return p.queue(a, q.args)
+	case "builds":
+		return p.listBuilds(a, q)
+	case "who":
+		return p.who(a, q.args)
+	case "why":
+		return p.why(ctx, a, q.args)
+	case "explain":
+		return p.explain(ctx, q.args)
+	case "check":
+		return p.checkKey(a, q.args)
+	}
+	return help(a, q.args)
 }
 
 // list joins names for people, "-" if there is none.

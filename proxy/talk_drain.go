@@ -1,17 +1,20 @@
 package proxy
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
 )
 
 // ChangeAdmin carries out what the admin wants changed and says what is so now.
-// Words are "drain BUILDER [REASON]", "undrain BUILDER" or "reload". Whoever calls it has
-// made sure that the asker may. The error may be a [UsageError] or a
-// [*policy.Mistakes].
-func (p *Proxy) ChangeAdmin(words []string) (string, error) {
+// Words are "drain BUILDER [REASON]", "undrain BUILDER", "kill BUILD [REASON]" or
+// "reload". By is who wants it, for those to read whom it concerns. Whoever calls it has
+// made sure that the asker may. The error may be a [UsageError] or a [*policy.Mistakes].
+func (p *Proxy) ChangeAdmin(ctx context.Context, by string, words []string) (string, error) {
 	switch {
+	case (len(words) == 2 || len(words) == 3) && words[0] == "kill":
+		return p.kill(ctx, by, words[1], strings.Join(words[2:], ""))
 	case (len(words) == 2 || len(words) == 3) && words[0] == "drain":
 		reason := ""
 		if len(words) == 3 {
@@ -27,7 +30,7 @@ func (p *Proxy) ChangeAdmin(words []string) (string, error) {
 		}
 		return result.String(), nil
 	}
-	return "", usage("there is drain BUILDER [REASON], undrain BUILDER and reload")
+	return "", usage("there is drain BUILDER [REASON], undrain BUILDER, kill BUILD [REASON] and reload")
 }
 
 func (p *Proxy) drain(builder, reason string) (string, error) {

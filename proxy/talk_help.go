@@ -12,15 +12,18 @@ type helpLine struct {
 }
 
 func help(a *asker, args []string) (answer, error) {
-	if len(args) > 0 {
-		return nil, usage("help takes no arguments but --json")
+	if err := noArgs("help", args); err != nil {
+		return nil, err
 	}
 	h := &helpAnswer{Notes: []string{
-		"HOST stands for the name by which you reach this host; --json makes any answer one for programs.",
+		"HOST stands for the name by which you reach this host; --json makes any answer one for programs, and --watch repeats it.",
 		"There is no shell, and no command runs here: Nix clients name this host as a builder or a store.",
 	}}
 	h.add("ssh HOST status", "builders, their slots and the queue")
 	if a.seesReasons() {
+		h.add("ssh HOST queue", "what waits for a builder, in order, and why")
+		h.add("ssh HOST builds [--failed] [--since 12h]", "what runs, and how the last builds ended; --principal, --builder, --system and --limit pick some")
+		h.add("ssh HOST log BUILD [--follow]", "the log of one of these builds")
 		h.add("ssh HOST why SYSTEM [FEATURE ...]", "where a build would go now, and why not elsewhere")
 		h.add("ssh HOST why DERIVATION", "the same for a derivation that was sent here")
 	}

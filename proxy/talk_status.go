@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"nixbastion/internal/nix"
 	"nixbastion/policy"
 	"nixbastion/route"
 )
@@ -26,6 +27,8 @@ type statusAnswer struct {
 	Queue       []waitingStatus `json:"queue"`
 	// Policy is there for the admin alone.
 	Policy *policyStatus `json:"policy,omitempty"`
+	// Totals are for the admin alone.
+	Totals *totals `json:"totals,omitempty"`
 }
 
 // builderStatus is one builder.
@@ -67,17 +70,25 @@ type waitingStatus struct {
 	Features   []string `json:"features"`
 	// Position among those that are in each other's way, 1 being next.
 	Position int `json:"position"`
+	// Build is its id among the builds under way.
+	Build string `json:"build,omitempty"`
 	// WaitingSeconds since it came.
 	WaitingSeconds int64 `json:"waiting_seconds"`
 	// Reason is what the client is told, for people.
 	Reason string `json:"reason"`
+	// ExpectedBuilder is where it is thought to run, in ExpectedStartSeconds from now;
+	// empty if that is not known.
+	ExpectedBuilder      string  `json:"expected_builder,omitempty"`
+	ExpectedStartSeconds float64 `json:"expected_start_seconds,omitempty"`
+
+	name string // of the derivation
 }
 
 func (p *Proxy) status(a *asker, args []string) (answer, error) {
-	if len(args) > 0 {
-		return nil, usage("status takes no arguments but --json")
+	if err := noArgs("status", args); err != nil {
+		return nil, err
 	}
-	s := newStatus(p.glances.take(p.router), p.policy.Current(), p.version, a, time.Now())
+	s := newStatus(p.glances.take(p.router), p.policy.Current(), p.version, a, p.builds.ledger.ids(), time.Now())
 	for i := range s.Builders {
 		b := &s.Builders[i]
 		b.DifferingInputs = p.builds.differences.of(b.Name)
@@ -91,12 +102,13 @@ func (p *Proxy) status(a *asker, args []string) (answer, error) {
 	}
 	if a.client == nil {
 		s.Policy = p.reloads.status(p.policy.Current())
+		s.Totals = p.totals(a, time.Now())
 	}
 	return s, nil
 }
 
 // newStatus makes an answer of what the asker may see of a state of the router.
-func newStatus(state *route.Status, pol *policy.Policy, version string, a *asker, now time.Time) *statusAnswer {
+func newStatus(state *route.Status, pol *policy.Policy, version string, a *asker, ids buildIDs, now time.Time) *statusAnswer {
 	s := &statusAnswer{Version: version, Builders: []builderStatus{}}
 	for _, d := range pol.Domains {
 		if a.sees(d.Name) {
@@ -108,11 +120,11 @@ func newStatus(state *route.Status, pol *policy.Policy, version string, a *asker
 			s.Builders = append(s.Builders, newBuilderStatus(b, pol, a))
 		}
 	}
-	s.addQueue(state.Queue, a, now)
+	s.addQueue(state.Queue, a, ids, now)
 	return s
 }
 
-func (s *statusAnswer) addQueue(queue []route.Queued, a *asker, now time.Time) {
+func (s *statusAnswer) addQueue(queue []route.Queued, a *asker, ids buildIDs, now time.Time) {
 	if a.seesReasons() {
 		s.Queue = []waitingStatus{}
 	}
@@ -122,7 +134,7 @@ func (s *statusAnswer) addQueue(queue []route.Queued, a *asker, now time.Time) {
 		}
 		s.QueueLength++
 		if s.Queue != nil && len(s.Queue) < maxQueueShown {
-			s.Queue = append(s.Queue, newWaiting(&queue[i], now))
+			s.Queue = append(s.Queue, newWaiting(&queue[i], ids, now))
 		}
 	}
 }
@@ -169,11 +181,20 @@ func (b *builderStatus) reasonText() string {
 	return b.Reason + "; " + workText(b.Busy, b.Fetching)
 }
 
-func newWaiting(q *route.Queued, now time.Time) waitingStatus {
+func newWaiting(q *route.Queued, ids buildIDs, now time.Time) waitingStatus {
 	return waitingStatus{
+		Build: ids.of(q), name: drvName(q.Name), ExpectedBuilder: q.Waiting.Builder, ExpectedStartSeconds: q.Waiting.Wait.Round(time.Second).Seconds(),
 		Derivation: q.Name, Principal: q.Principal, Domain: q.Domain, System: q.System, Features: orNone(q.Features),
 		Position: q.Waiting.Position(), WaitingSeconds: int64(now.Sub(q.Since) / time.Second), Reason: q.Waiting.String(),
 	}
+}
+
+// drvName is the name in the path of a derivation.
+func drvName(path string) string {
+	if p, err := nix.ParseStorePath(path); err == nil && p.IsDerivation() {
+		return p.DrvName()
+	}
+	return path
 }
 
 func (s *statusAnswer) print(page *page) {
@@ -181,7 +202,11 @@ func (s *statusAnswer) print(page *page) {
 	if s.Policy != nil {
 		s.Policy.print(page, time.Now())
 	}
-	page.line("\nBuilders")
+	if s.Totals != nil {
+		s.Totals.print(page)
+	}
+	page.line("")
+	page.heading("Builders")
 	if len(s.Builders) == 0 {
 		page.line("  there is none")
 	}
@@ -189,14 +214,15 @@ func (s *statusAnswer) print(page *page) {
 	for i := range s.Builders {
 		rows[i] = s.Builders[i].row()
 	}
-	page.table(rows)
+	page.table(rows, 1)
 	for i := range s.Builders {
 		if b := &s.Builders[i]; b.Reason != "" {
 			page.line("  %s is %s", b.Name, b.reasonText())
 		}
 	}
 	s.printLoads(page)
-	page.line("\nQueue: %s", queueText(s.QueueLength))
+	page.line("")
+	page.heading("Queue: %s", queueText(s.QueueLength))
 	for i := range s.Queue {
 		s.Queue[i].print(page)
 	}

@@ -124,24 +124,31 @@ func (c *town) ask(principal, question string) string {
 	}
 	words := strings.Fields(question)
 	if words[0] != "status" {
-		text, err := c.proxy.ask(c.Context(), a, words)
+		text, err := c.proxy.answer(c.Context(), a, words...)
 		if err != nil {
 			c.Fatalf("%s asks %s: %v", principal, question, err)
 		}
 		return text
 	}
-	state := newStatus(new(glances).take(c.router), c.proxy.policy.Current(), "test", a, townTime().Add(42*time.Second))
+	state := newStatus(new(glances).take(c.router), c.proxy.policy.Current(), "test", a, nil, townTime().Add(42*time.Second))
 	if a.seesReasons() {
 		state.addLoads(townLoad, townTime().Add(42*time.Second))
 	}
 	if len(words) == 1 {
-		return inWords(state)
+		return inWords(state, Look{})
 	}
 	text, err := inJSON(state)
 	if err != nil {
 		c.Fatal(err)
 	}
 	return text
+}
+
+// answer is what an asker reads.
+func (p *Proxy) answer(ctx context.Context, a *asker, words ...string) (string, error) {
+	var text strings.Builder
+	err := p.reply(ctx, a, &text, words, Look{})
+	return text.String(), err
 }
 
 // townLoad is what the town's builders say of their load. One of them may not.
@@ -304,9 +311,9 @@ func TestQuestionsThatMakeNoSenseAreAnsweredInASentence(t *testing.T) {
 	c := newTown(t)
 	absent := labPath("absent.drv").String()
 	for question, want := range map[string]said{
-		"status now":                   {stderr: "status takes no arguments but --json", status: 2},
-		"status --yaml":                {stderr: `status knows no option "--yaml" but --json`, status: 2},
-		"help me":                      {stderr: "help takes no arguments but --json", status: 2},
+		"status now":                   {stderr: "status takes no arguments but --json, --watch", status: 2},
+		"status --yaml":                {stderr: `status knows no option "--yaml" but --json, --watch`, status: 2},
+		"help me":                      {stderr: "help takes no arguments but --json, --watch", status: 2},
 		"why":                          {stderr: whyUsage, status: 2},
 		"why --json":                   {stderr: whyUsage, status: 2},
 		"why /etc/passwd":              {stderr: `"/etc/passwd" is not the path of a derivation; ` + whyUsage, status: 2},
@@ -348,7 +355,7 @@ func TestCheckPrintsLinesThatWork(t *testing.T) {
 	}
 	who := c.identity("alice")
 	who.Remote = netip.MustParseAddrPort("[::ffff:192.0.2.7]:1")
-	text, err := c.proxy.ask(t.Context(), &asker{client: who, access: who.Data.(*policy.Access)}, []string{"check"})
+	text, err := c.proxy.answer(t.Context(), &asker{client: who, access: who.Data.(*policy.Access)}, "check")
 	if err != nil || !strings.Contains(text, "from 192.0.2.7 ") {
 		t.Errorf("%v:\n%s", err, text)
 	}
@@ -361,8 +368,8 @@ func TestALongQueueIsCutShort(t *testing.T) {
 	for i := range 10_000 {
 		state.Queue = append(state.Queue, route.Queued{Principal: "alice", Domain: "default", Name: fmt.Sprint(i), Since: townTime()})
 	}
-	s := newStatus(state, c.proxy.policy.Current(), "test", &asker{}, townTime())
-	if text := inWords(s); s.QueueLength != 10_000 || len(s.Queue) != maxQueueShown || !strings.HasSuffix(text, "\n  and 9900 more\n") {
+	s := newStatus(state, c.proxy.policy.Current(), "test", &asker{}, nil, townTime())
+	if text := inWords(s, Look{}); s.QueueLength != 10_000 || len(s.Queue) != maxQueueShown || !strings.HasSuffix(text, "\n  and 9900 more\n") {
 		t.Errorf("%d of %d, the text ends with %q", len(s.Queue), s.QueueLength, text[max(0, len(text)-40):])
 	}
 }
@@ -371,12 +378,14 @@ func TestALongQueueIsCutShort(t *testing.T) {
 func TestTheAdminAsksForWhatIsHis(t *testing.T) {
 	c := busyTown(t)
 	for _, words := range [][]string{nil, {"check"}, {"help"}, {"rm"}, {"status", "x"}, {"why"}, {"explain"}, {"explain", "x"}} {
-		if text, err := c.proxy.AskAdmin(t.Context(), words); text != "" || !errors.As(err, new(*UsageError)) {
-			t.Errorf("%q: %v, %q", words, err, text)
+		var text strings.Builder
+		if err := c.proxy.AskAdmin(t.Context(), &text, words, Look{}); text.Len() > 0 || !errors.As(err, new(*UsageError)) {
+			t.Errorf("%q: %v, %q", words, err, &text)
 		}
 	}
-	text, err := c.proxy.AskAdmin(t.Context(), []string{"why", "x86_64-linux", "hidden", "--json"})
-	if err != nil || text != c.ask("", "why x86_64-linux hidden --json") {
-		t.Errorf("%v: %s", err, text)
+	var text strings.Builder
+	err := c.proxy.AskAdmin(t.Context(), &text, []string{"why", "x86_64-linux", "hidden", "--json"}, Look{})
+	if err != nil || text.String() != c.ask("", "why x86_64-linux hidden --json") {
+		t.Errorf("%v: %s", err, &text)
 	}
 }

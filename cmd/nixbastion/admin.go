@@ -24,10 +24,11 @@ import (
 )
 
 // The admin asks on a unix socket, over HTTP, for which every machine has a
-// client: GET /status and GET /why, with a parameter word for each word that
-// follows, --json among them. The answer is text. POST /drain, /undrain and /reload
-// change something, with words likewise. POST /explain has its question as the body.
-// POST /cache is a command on the store: see
+// client: GET /QUESTION, such as GET /status, with a parameter word for each word that
+// follows, --json among them. The answer is text, for a terminal or with colours if a
+// parameter says so. POST /drain, /undrain, /kill and /reload change something, with
+// words likewise. POST /explain has its question as the body. POST /cache is a command
+// on the store: see
 // cacheRequest and frameKind.
 
 const (
@@ -37,20 +38,21 @@ const (
 	// adminHeaderBytes is the largest question. There is no body.
 	adminHeaderBytes = 16 << 10
 	adminReadTimeout = 5 * time.Second
-	// adminWriteTimeout bounds an answer, and so does a reader that does not read.
+	// adminWriteTimeout bounds each piece of an answer: a reader that does not read
+	// ends it.
 	adminWriteTimeout = 20 * time.Second
 	// staleTimeout is how long whoever has the socket may take to answer.
 	staleTimeout = 2 * time.Second
 )
 
 // askFunc answers a question, as [proxy.Proxy.AskAdmin] does.
-type askFunc func(ctx context.Context, words []string) (string, error)
+type askFunc func(ctx context.Context, out io.Writer, words []string, look proxy.Look) error
 
 // changeFunc changes something, as [proxy.Proxy.ChangeAdmin] does.
-type changeFunc func(words []string) (string, error)
+type changeFunc func(ctx context.Context, by string, words []string) (string, error)
 
 // changes are the paths of what is changed.
-var changes = []string{"/drain", "/undrain", "/reload"}
+var changes = []string{"/drain", "/undrain", "/kill", "/reload"}
 
 // admin is the socket and who answers on it.
 type admin struct {
@@ -62,11 +64,15 @@ type admin struct {
 	log    *slog.Logger
 	server *http.Server
 	served chan error
-	// open is read-locked by commands on the store, which must not outlive it, and
-	// locked for good at the end.
+	// open is read-locked by commands on the store and by answers, which must not
+	// outlive it, and locked for good at the end.
 	open sync.RWMutex
 	// explaining lets one question with a body be read and answered at a time.
 	explaining sync.Mutex
+	// long has a token for each answer that goes on, and halted ends them.
+	long   chan struct{}
+	halted context.Context
+	halt   context.CancelFunc
 }
 
 // startAdmin answers on the socket of the policy until stop.
@@ -76,7 +82,11 @@ func startAdmin(live *policy.Live, ask askFunc, change changeFunc, store *cache.
 	if err != nil {
 		return nil, fmt.Errorf("listen on the admin's socket %s: %w\nhint: %s", path, err, adminHint(err))
 	}
-	a := &admin{policy: live, ask: ask, change: change, cache: store, audit: auditor, log: log, served: make(chan error, 1)}
+	a := &admin{
+		policy: live, ask: ask, change: change, cache: store, audit: auditor, log: log,
+		served: make(chan error, 1), long: make(chan struct{}, adminLong),
+	}
+	a.halted, a.halt = context.WithCancel(context.Background())
 	a.server = &http.Server{
 		Handler: a, ConnContext: withPeer, MaxHeaderBytes: adminHeaderBytes,
 		ReadTimeout: adminReadTimeout, WriteTimeout: adminWriteTimeout, IdleTimeout: adminReadTimeout,
@@ -91,6 +101,7 @@ func startAdmin(live *policy.Live, ask askFunc, change changeFunc, store *cache.
 // stop removes the socket, and waits for those who are being answered until ctx
 // ends.
 func (a *admin) stop(ctx context.Context) error {
+	a.halt()
 	err := a.server.Shutdown(ctx)
 	if err != nil {
 		err = errors.Join(err, a.server.Close())
@@ -209,7 +220,7 @@ func (a *admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		log.Info("admin's command")
-		answer, err := a.change(words)
+		answer, err := a.change(r.Context(), who.name(), words)
 		a.record(who, words, auditDone, err)
 		reply(w, answer, err)
 		return
@@ -219,8 +230,7 @@ func (a *admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	log.Info("admin's question asked")
-	answer, err := a.ask(r.Context(), words)
-	reply(w, answer, err)
+	a.answer(w, r, words)
 }
 
 func reply(w http.ResponseWriter, answer string, err error) {

@@ -28,14 +28,15 @@ type office struct {
 	log    bytes.Buffer
 }
 
-func repeat(_ context.Context, words []string) (string, error) {
+func repeat(_ context.Context, out io.Writer, words []string, _ proxy.Look) error {
 	switch words[0] {
-	case "status", "why", "explain":
-		return strings.Join(words, " ") + "\n", nil
 	case "odd":
-		return "", &proxy.UsageError{Message: "that makes no sense"}
+		return &proxy.UsageError{Message: "that makes no sense"}
+	case "lost":
+		return errors.New("the derivation is not there")
 	}
-	return "", errors.New("the derivation is not there")
+	_, err := io.WriteString(out, strings.Join(words, " ")+"\n")
+	return err
 }
 
 // openOffice starts it with a policy's admin section.

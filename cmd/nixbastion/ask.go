@@ -9,7 +9,9 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"nixbastion/policy"
@@ -25,6 +27,11 @@ const (
 	maxRefusal = 256 << 10
 )
 
+// watchFlags say that an answer is wanted again and again.
+type watchFlags struct {
+	Watch watchFlag `help:"Answer again every SECONDS (2 unless given) until interrupted." placeholder:"[SECONDS]" name:"watch"`
+}
+
 // askFlags say whom a subcommand asks, and how it wants the answer.
 type askFlags struct {
 	Config string `help:"The policy file, which names the socket." type:"path" xor:"where"`
@@ -32,7 +39,7 @@ type askFlags struct {
 	JSON   bool   `help:"Answer for programs." name:"json"`
 }
 
-// ask puts a question to the running proxy and prints the answer.
+// ask puts a question to the running proxy and prints the answer, as it comes.
 func (f askFlags) ask(out io.Writer, question string, words ...string) error {
 	socket, err := f.socket()
 	if err != nil {
@@ -42,6 +49,11 @@ func (f askFlags) ask(out io.Writer, question string, words ...string) error {
 		words = append(words, "--json")
 	}
 	return request(out, socket, http.MethodGet, question, words...)
+}
+
+// askAgain is ask, again and again if so wanted.
+func (f askFlags) askAgain(out io.Writer, watch watchFlags, question string, words ...string) error {
+	return f.ask(out, question, append(words, watch.Watch.words()...)...)
 }
 
 // request puts a question, or has something changed, on a socket and prints the
@@ -56,9 +68,14 @@ func requestWith(out io.Writer, socket, method, question string, body io.Reader,
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}
 	defer transport.CloseIdleConnections()
-	client := http.Client{Transport: transport, Timeout: askTimeout}
-	target := url.URL{Scheme: "http", Host: "admin", Path: "/" + question, RawQuery: url.Values{"word": words}.Encode()}
-	asked, err := http.NewRequest(method, target.String(), body)
+	client := http.Client{Transport: transport}
+	if !isLong(append([]string{question}, words...)) {
+		client.Timeout = askTimeout
+	}
+	target := url.URL{Scheme: "http", Host: "admin", Path: "/" + question, RawQuery: query(out, words).Encode()}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	asked, err := http.NewRequestWithContext(ctx, method, target.String(), body)
 	if err != nil {
 		return err
 	}
@@ -71,6 +88,12 @@ func requestWith(out io.Writer, socket, method, question string, body io.Reader,
 		return refused(answer)
 	}
 	_, err = io.Copy(out, answer.Body)
+	switch {
+	case ctx.Err() != nil: // whoever asked has enough
+		return nil
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return errors.New("the answer is cut short; the log of the proxy may say why")
+	}
 	return err
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -216,7 +217,7 @@ func TestCommandsOfTheAdminAreKept(t *testing.T) {
 	o, _ := openStoreOffice(t)
 	book := &recorder{}
 	o.admin.audit = book
-	o.admin.change = func(words []string) (string, error) {
+	o.admin.change = func(_ context.Context, _ string, words []string) (string, error) {
 		if words[1] == "b2" {
 			return "", fmt.Errorf("builder 'b2' is not there")
 		}

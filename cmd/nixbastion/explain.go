@@ -152,6 +152,5 @@ func (a *admin) serveExplain(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	words := append([]string{"explain", string(question)}, r.URL.Query()["word"]...)
-	answer, err := a.ask(r.Context(), words)
-	reply(w, answer, err)
+	a.answer(w, r, words)
 }

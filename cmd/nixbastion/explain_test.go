@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -26,9 +27,10 @@ func anyDerivation(env ...nix.EnvVar) []byte {
 // read here, since the proxy sees none of them.
 func TestExplainAsksWithWhatItsFilesSay(t *testing.T) {
 	var asked [][]string
-	o := openOffice(t, "", func(_ context.Context, words []string) (string, error) {
+	o := openOffice(t, "", func(_ context.Context, out io.Writer, words []string, _ proxy.Look) error {
 		asked = append(asked, words)
-		return "an answer\n", nil
+		_, err := io.WriteString(out, "an answer\n")
+		return err
 	})
 	dir := t.TempDir()
 	write := func(name string, text []byte) string {
@@ -74,9 +76,9 @@ func TestExplainAsksWithWhatItsFilesSay(t *testing.T) {
 // Guards against a private key that leaves its file, and against questions that are
 // answered though half of them was lost.
 func TestExplainSendsNoPrivateKeyAndNoHalfQuestion(t *testing.T) {
-	o := openOffice(t, "", func(context.Context, []string) (string, error) {
+	o := openOffice(t, "", func(context.Context, io.Writer, []string, proxy.Look) error {
 		t.Error("the proxy was asked")
-		return "", nil
+		return nil
 	})
 	dir := t.TempDir()
 	for name, text := range map[string][]byte{

@@ -19,6 +19,11 @@ type cli struct {
 	Serve    serveCmd    `cmd:"" help:"Serve Nix clients as the policy file says."`
 	Check    checkCmd    `cmd:"" help:"Check a policy file and print what it means."`
 	Status   statusCmd   `cmd:"" help:"Print builders, slots and queue of the running proxy."`
+	Queue    queueCmd    `cmd:"" help:"Print what waits for a builder, in order, and why."`
+	Builds   buildsCmd   `cmd:"" help:"Print what is being built, and how the last builds ended."`
+	Log      logCmd      `cmd:"" help:"Print the log of a build that runs or has ended."`
+	Kill     killCmd     `cmd:"" help:"End a build that waits or runs, for all its clients."`
+	Who      whoCmd      `cmd:"" help:"Print who is connected, and what they do."`
 	Why      whyCmd      `cmd:"" help:"Print where the running proxy would build something, and why."`
 	Reload   reloadCmd   `cmd:"" help:"Have the running proxy load its policy file again, or say what is wrong with it."`
 	Explain  explainCmd  `cmd:"" help:"Print whether a key may have something built, where it would go, and why not elsewhere."`

@@ -41,6 +41,8 @@ type ServeOptions struct {
 	// and the error that ended the session, which ErrHangUp is part of if the client has
 	// gone. May be nil.
 	OnDone func(op string, took time.Duration, err error)
+	// OnIdle is called before each wait for a request. May be nil.
+	OnIdle func()
 	// OnError is called with errors of which the client reads only a general
 	// sentence, or not all. May be nil.
 	OnError func(op string, err error)
@@ -69,7 +71,7 @@ func Serve(ctx context.Context, rw io.ReadWriter, store nix.Store, opts ServeOpt
 	if opts.OnHandshake != nil {
 		opts.OnHandshake(s.version)
 	}
-	for s.r.MoreUntil(opts.Stopping) {
+	for s.awaitRequest() {
 		if err := s.serveCommand(ctx); err != nil {
 			return err
 		}
@@ -96,6 +98,14 @@ func newSession(rw io.ReadWriter, store nix.Store, opts ServeOptions) *session {
 	s.limits = opts.Limits.WithDefaults()
 	s.readMessage()
 	return s
+}
+
+// awaitRequest reports whether another request comes.
+func (s *session) awaitRequest() bool {
+	if s.opts.OnIdle != nil {
+		s.opts.OnIdle()
+	}
+	return s.r.MoreUntil(s.opts.Stopping)
 }
 
 // request is one command on its way through the server.

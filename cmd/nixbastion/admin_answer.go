@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"net/http"
+	"os/user"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"nixbastion/proxy"
+)
+
+// adminLong is how many answers may go on at once that have no end of their own or are
+// as long as a log. The others of adminConns are for short ones.
+const adminLong = adminConns / 2
+
+// isLong says of a question that its answer may be one of those.
+func isLong(words []string) bool {
+	return words[0] == "log" || slices.ContainsFunc(words, func(w string) bool {
+		return w == "--follow" || w == "--watch" || strings.HasPrefix(w, "--watch=")
+	})
+}
+
+// answer answers a question piece by piece. It ends when nobody reads any more, or when
+// the proxy stops.
+func (a *admin) answer(w http.ResponseWriter, r *http.Request, words []string) {
+	if !a.open.TryRLock() {
+		http.Error(w, "the proxy is shutting down", http.StatusServiceUnavailable)
+		return
+	}
+	defer a.open.RUnlock()
+	if isLong(words) {
+		select {
+		case a.long <- struct{}{}:
+			defer func() { <-a.long }()
+		default:
+			http.Error(w, "as many logs and answers with --follow or --watch are open already as can be; end one of them", http.StatusServiceUnavailable)
+			return
+		}
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	defer context.AfterFunc(a.halted, cancel)()
+	q := r.URL.Query()
+	out := &answerWriter{to: w, control: http.NewResponseController(w)}
+	err := a.ask(ctx, out, words, proxy.Look{Terminal: q.Has("terminal"), Colour: q.Has("colour")})
+	switch {
+	case err == nil && !out.begun:
+		out.begin()
+	case err != nil && !out.begun:
+		http.Error(w, err.Error(), statusOf(err))
+	case err != nil:
+		a.log.Warn("answer to the admin ended early", "error", err)
+		panic(http.ErrAbortHandler) // so that it is not taken for a whole one
+	}
+}
+
+// answerWriter writes an answer to a socket. Each piece has adminWriteTimeout: a
+// reader that does not read ends its answer, and holds up nobody else.
+type answerWriter struct {
+	to      http.ResponseWriter
+	control *http.ResponseController
+	begun   bool
+}
+
+func (w *answerWriter) begin() {
+	w.begun = true
+	w.to.Header().Set("Content-Type", "text/plain; charset=utf-8")
+}
+
+func (w *answerWriter) Write(text []byte) (int, error) {
+	if !w.begun {
+		w.begin()
+	}
+	if err := w.control.SetWriteDeadline(time.Now().Add(adminWriteTimeout)); err != nil {
+		return 0, err
+	}
+	return w.to.Write(text)
+}
+
+// Flush sends what was written. An error comes again with the next piece.
+func (w *answerWriter) Flush() { _ = w.control.Flush() }
+
+// name is the account's name, for those to read whom its commands concern.
+func (p peer) name() string {
+	id := strconv.Itoa(p.uid)
+	account, err := user.LookupId(id)
+	if err != nil {
+		return "account " + id
+	}
+	return account.Username
+}

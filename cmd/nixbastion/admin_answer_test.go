@@ -1,0 +1,158 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"nixbastion/policy"
+	"nixbastion/proxy"
+)
+
+// endless answers without an end, and tells why it ended.
+type endless struct{ begun, ended chan error }
+
+func (e *endless) ask(ctx context.Context, out io.Writer, words []string, look proxy.Look) error {
+	if !isLong(words) {
+		return repeat(ctx, out, words, look)
+	}
+	e.begun <- nil
+	var err error
+	for err == nil && ctx.Err() == nil {
+		_, err = out.Write(bytes.Repeat([]byte("line\n"), 1000))
+	}
+	e.ended <- err
+	return nil
+}
+
+// Guards against readers that do not read, of which some keep the admin from every
+// answer, and the proxy from its end.
+func TestAnswersThatNobodyReadsHoldUpNobody(t *testing.T) {
+	e := &endless{make(chan error), make(chan error, adminLong)}
+	o := openOffice(t, "", e.ask)
+	for range adminLong {
+		conn, err := net.Dial("unix", o.socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, "GET /log?word=x&word=--follow HTTP/1.1\r\nHost: admin\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		<-e.begun
+	}
+	var out bytes.Buffer
+	flags := askFlags{Socket: o.socket}
+	if err := flags.ask(&out, "status"); err != nil || out.String() != "status\n" {
+		t.Errorf("a short question: %q, %v", &out, err)
+	}
+	if err := flags.ask(&out, "status", "--watch"); err == nil || !strings.Contains(err.Error(), "end one of them") {
+		t.Errorf("one more that goes on: %v", err)
+	}
+	o.close()
+	for range adminLong {
+		<-e.ended
+	}
+}
+
+// Guards against half an answer that looks like a whole one.
+func TestABrokenAnswerIsNoAnswer(t *testing.T) {
+	o := openOffice(t, "", func(_ context.Context, out io.Writer, _ []string, _ proxy.Look) error {
+		io.WriteString(out, strings.Repeat("line\n", 10_000))
+		return errors.New("the disk is gone")
+	})
+	var out, errs bytes.Buffer
+	if status := run([]string{"log", "x", "--socket", o.socket}, &out, &errs); status != exitFailure || errs.String() != "nixbastion: the answer is cut short; the log of the proxy may say why\n" {
+		t.Errorf("status %d, %s", status, &errs)
+	}
+}
+
+// Guards against options that do not reach the proxy, or reach it as others.
+func TestOptionsAreAskedWith(t *testing.T) {
+	o := openOffice(t, "", repeat)
+	for args, want := range map[string]string{
+		"builds": "builds",
+		"builds --principal a --builder=b --system s --failed --since 7d --limit 0 --json": "builds --principal=a --builder=b --system=s --since=7d --failed --limit=0 --json",
+		"status --watch":            "status --watch",
+		"status --watch 5":          "status --watch=5",
+		"status --watch=1.5 --json": "status --watch=1.5 --json",
+		"queue --watch --json":      "queue --watch --json",
+		"who":                       "who",
+		"why --watch x86_64-linux":  "why x86_64-linux --watch",
+		"log -f k3jx0a":             "log k3jx0a --follow",
+		"log k3jx0a":                "log k3jx0a",
+	} {
+		var out, errs bytes.Buffer
+		if status := run(append(strings.Fields(args), "--socket", o.socket), &out, &errs); status != 0 || out.String() != want+"\n" {
+			t.Errorf("%s: status %d, %q, %s", args, status, &out, &errs)
+		}
+	}
+}
+
+// Guards against colours in a file, and on the terminal of somebody who wants none.
+func TestColoursAreForTerminals(t *testing.T) {
+	terminal, err := os.Open(os.DevNull) // as far as its kind goes
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer terminal.Close()
+	for _, c := range []struct {
+		out            io.Writer
+		noColour, term string
+		want           string
+	}{
+		{terminal, "", "xterm", "colour=1&terminal=1"},
+		{terminal, "1", "xterm", "terminal=1"},
+		{terminal, "", "dumb", "terminal=1"},
+		{new(bytes.Buffer), "", "xterm", ""},
+	} {
+		t.Setenv("NO_COLOR", c.noColour)
+		t.Setenv("TERM", c.term)
+		if got := query(c.out, nil).Encode(); got != c.want {
+			t.Errorf("%+v: %q", c, got)
+		}
+	}
+}
+
+// Guards against a kill that nobody has done, or that the wrong one has.
+func TestKillSaysWhoDidIt(t *testing.T) {
+	noLeaks(t)
+	live, err := policy.NewLive(writePolicy(t, "state_dir: state\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := live.Current().Admin.Socket
+	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	a, err := startAdmin(live, repeat, func(_ context.Context, by string, words []string) (string, error) {
+		return by + ": " + strings.Join(words, " ") + "\n", nil
+	}, nil, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.stop(t.Context())
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out, errs bytes.Buffer
+	if status := run([]string{"kill", "k3jx0a", "--reason", "too long", "--socket", socket}, &out, &errs); status != 0 || out.String() != me.Username+": kill k3jx0a too long\n" {
+		t.Errorf("status %d, %q, %s", status, &out, &errs)
+	}
+	if got := (peer{uid: 1234567}).name(); got != "account 1234567" {
+		t.Errorf("an account without a name is %q", got)
+	}
+	if answer, err := getAs(os.Geteuid(), socket, http.MethodGet, "/kill?word=x"); err != nil || strings.Contains(answer.text, ": kill") {
+		t.Errorf("GET kills: %+v, %v", answer, err)
+	}
+}

@@ -1,0 +1,63 @@
+package proxy
+
+import (
+	"fmt"
+	"time"
+)
+
+// totalsSpan is how far back builds that have ended are counted.
+const totalsSpan = time.Hour
+
+// totals are what an admin wants to know first.
+type totals struct {
+	UpSeconds int64 `json:"up_seconds"`
+	// Running and Waiting count builds under way; the next two those that ended within
+	// the last hour, as far as they are remembered.
+	Running        int `json:"running"`
+	Waiting        int `json:"waiting"`
+	BuiltLastHour  int `json:"built_last_hour"`
+	FailedLastHour int `json:"failed_last_hour"`
+	// Connections are those that have logged in, of so many Principals.
+	Connections int `json:"connections"`
+	Principals  int `json:"principals"`
+	// StoreBytes of StoreSize are taken on disk.
+	StoreBytes int64 `json:"store_bytes"`
+	StoreSize  int64 `json:"store_size"`
+}
+
+func (p *Proxy) totals(a *asker, now time.Time) *totals {
+	t := &totals{UpSeconds: int64(now.Sub(p.started) / time.Second), StoreBytes: p.cache.Stats().Bytes, StoreSize: p.policy.Current().Cache.Size}
+	underWay, ended := p.builds.ledger.all(a)
+	for i := range underWay {
+		if underWay[i].State == "running" {
+			t.Running++
+		} else {
+			t.Waiting++
+		}
+	}
+	for i := range ended {
+		switch r := &ended[i]; {
+		case now.Sub(*r.Ended) > totalsSpan:
+		case r.Result == "built":
+			t.BuiltLastHour++
+		case r.failed():
+			t.FailedLastHour++
+		}
+	}
+	principals := map[string]bool{}
+	for _, c := range p.front.connections() {
+		t.Connections++
+		principals[c.who.Principal] = true
+	}
+	t.Principals = len(principals)
+	return t
+}
+
+func (t *totals) print(page *page) {
+	page.table([][]string{
+		{"up", span(time.Duration(t.UpSeconds) * time.Second)},
+		{"builds", fmt.Sprintf("%d running, %d waiting; in the last hour %d built, %d failed", t.Running, t.Waiting, t.BuiltLastHour, t.FailedLastHour)},
+		{"clients", fmt.Sprintf("%d connections of %d principals", t.Connections, t.Principals)},
+		{"store", bytesText(t.StoreBytes) + " of " + bytesText(t.StoreSize)},
+	})
+}
