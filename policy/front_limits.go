@@ -97,7 +97,8 @@ func defaultFrontLimits() FrontLimits {
 	}
 }
 
-func defaultPenalties() Penalties {
+// DefaultPenalties are those of a policy that says nothing of them.
+func DefaultPenalties() Penalties {
 	return Penalties{
 		AuthFail: 5 * time.Second, NoAuth: time.Second, GraceExceeded: 10 * time.Second, Crash: 90 * time.Second,
 		Min: 15 * time.Second, Max: 10 * time.Minute,

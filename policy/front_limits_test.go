@@ -54,7 +54,7 @@ func TestFrontLimitsArriveWhereTheyBelong(t *testing.T) {
 func TestFrontLimitsHaveSafeDefaults(t *testing.T) {
 	d := newDir(t)
 	got := d.load(t, withKey("anna"))
-	want := SSH{Limits: defaultFrontLimits(), Penalties: defaultPenalties()}
+	want := SSH{Limits: defaultFrontLimits(), Penalties: DefaultPenalties()}
 	if !reflect.DeepEqual(got.SSH, want) || want.Penalties.Off || len(want.ProxyProtocol) != 0 {
 		t.Errorf("got %+v", got.SSH)
 	}

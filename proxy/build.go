@@ -75,6 +75,8 @@ type builds struct {
 	logDir string
 
 	history     *tracefile.Recorder // nil for none
+	rates       *rates              // of builds
+	refusals    *refusals
 	inflight    *inflight
 	sending     *sending
 	feeds       *feeds

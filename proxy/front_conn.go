@@ -40,6 +40,7 @@ type frontConn struct {
 	auth    authRecord
 	globals rate // owned by the goroutine of global requests
 
+	intake      intake       // what sessions have not read
 	gate        readGate     // what is received waits here while a session ends
 	received    atomic.Int64 // bytes, also a sign of life
 	commandSeen atomic.Bool  // from the first command on acknowledgements may be late
@@ -50,6 +51,7 @@ type frontConn struct {
 	replay []byte          // read while looking for the identification line
 	ahead  []byte          // unread part of block
 	block  *[]byte         // from readBlocks, nil unless ahead has bytes
+	paid   bool            // there was memory for what was received, see front_memory.go
 	bulk   bool            // the last read filled what it was given
 
 	out       *sshconn.Writer
@@ -67,12 +69,16 @@ type frontConn struct {
 	jumping  int        // jumps
 	refusing int        // channels whose refusal is being written
 	opens    rate
-	why      string // why it ended, if not by the peer's will; the first reason stays
-	vanished bool   // the reason is that the peer was lost, see front_lost.go
+	fault    offence // what it is guilty of if it does not log in
+	known    bool    // it showed a key that counts
+	why      string  // why it ended, if not by the peer's will; the first reason stays
+	vanished bool    // the reason is that the peer was lost, see front_lost.go
 }
 
 func newFrontConn(ctx context.Context, f *Front, conn net.Conn) *frontConn {
 	c := &frontConn{Conn: conn, front: f, remote: addrPort(conn.RemoteAddr())}
+	c.paid = true
+	c.intake.moved = make(chan struct{}, 1)
 	c.out = sshconn.NewWriter(senderFunc(c.send))
 	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if socket, ok := conn.(syscall.Conn); ok {
@@ -124,6 +130,7 @@ func (c *frontConn) send(p []byte) (int, error) {
 	limit := c.front.limits.WriteStall
 	c.Conn.SetWriteDeadline(time.Now().Add(limit))
 	n, err := c.Conn.Write(p)
+	c.noteSent(n)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		c.lose(stalled(limit))
 	}
@@ -185,11 +192,14 @@ func (c *frontConn) returnBlock() {
 const quickReads = 64
 
 func (c *frontConn) receive(p []byte) (int, error) {
+	c.awaitMemory()
 	n, err := c.Conn.Read(p)
 	c.noteLoss(err)
 	c.gate.pass()
 	received := c.received.Add(int64(n))
-	if !c.loggedIn.Load() && received > c.front.limits.LoginBytes {
+	if c.loggedIn.Load() {
+		c.paid = c.admit(n) // if not, the next read waits
+	} else if received > c.front.limits.LoginBytes {
 		c.abort("too much before the login")
 	}
 	if c.reads < quickReads && c.raw != nil && !c.commandSeen.Load() {

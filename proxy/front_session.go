@@ -40,7 +40,7 @@ func (c *frontConn) serveSession(conn *ssh.ServerConn, channel ssh.NewChannel) {
 		return
 	}
 	if refusal := c.takeSession(opens); refusal != "" {
-		c.front.log.Warn("ssh session refused", append(c.where(), "reason", refusal)...)
+		c.front.refusals.note(refusedFor(refusal), levelWarn, "ssh session refused", append(c.where(), "principal", c.granted, "reason", refusal)...)
 		c.refuse(channel, ssh.ResourceShortage, "nixbastion: "+refusal)
 		return
 	}
@@ -55,6 +55,7 @@ func (c *frontConn) serveSession(conn *ssh.ServerConn, channel ssh.NewChannel) {
 	if err != nil {
 		return // the connection is gone
 	}
+	c.refuseStderr(ch)
 	s := &frontSession{conn: c, who: who, channel: ch, requests: requests, gone: make(chan struct{})}
 	s.run()
 }
@@ -64,7 +65,17 @@ func (c *frontConn) logRefusedKey(who *Identity, err error) {
 	if who != nil {
 		line = append(line, who.keyText()...)
 	}
-	c.front.log.Warn("ssh session refused", line...)
+	c.front.refusals.note(RefusedSession, levelWarn, "ssh session refused", line...)
+}
+
+// noMemory refuses a session or a jump.
+const noMemory = "sessions take too much memory on this host already; try again in a moment"
+
+func refusedFor(refusal string) Refusal {
+	if refusal == noMemory {
+		return RefusedMemory
+	}
+	return RefusedSession
 }
 
 // takeSession returns why there is no room for another session, "" if there is.
@@ -79,8 +90,8 @@ func (c *frontConn) takeSession(opens int) (refusal string) {
 		return fmt.Sprintf("more than %d channels opened in 10 s", limits.OpensPer10s)
 	case c.running >= limits.Sessions:
 		return fmt.Sprintf("more than %d sessions on one connection", limits.Sessions)
-	case !c.front.windows.take(sessionWindow):
-		return "too many sessions at once on this host"
+	case !c.openIntake():
+		return noMemory
 	}
 	c.running++
 	c.sessions.Add(1)
@@ -89,7 +100,7 @@ func (c *frontConn) takeSession(opens int) (refusal string) {
 }
 
 func (c *frontConn) releaseSession() {
-	c.front.windows.release(sessionWindow)
+	c.closeIntake()
 	c.mu.Lock()
 	c.running--
 	c.mu.Unlock()
@@ -245,7 +256,7 @@ func (s *frontSession) exec(ctx context.Context, command string) (status int) {
 	}()
 	return s.conn.front.exec(ctx, &Exec{
 		Identity: s.who, Command: command, Env: s.env, Terminal: s.terminal,
-		Stdin: s.channel, Stdout: stdout, Stderr: stderr,
+		Stdin: &input{s.conn, s.channel}, Stdout: stdout, Stderr: stderr,
 		Stopping: s.conn.front.stopping, Lost: s.conn.lost,
 	})
 }
