@@ -29,6 +29,7 @@ func (c serveCmd) Run() error {
 		return reportMistakes(err)
 	}
 	log := newLogger(live.Current().Log)
+	limitMemory()
 	tuneMemory()
 	defer tuneProcessors()()
 

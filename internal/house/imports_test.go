@@ -46,9 +46,10 @@ var mayImport = map[string][]string{
 // onlyIn names packages from outside that one package of ours alone may import,
 // so that they can be replaced in one place.
 var onlyIn = map[string]string{
-	"github.com/gliderlabs/ssh": "proxy",
-	"gopkg.in/yaml.v3":          "policy",
-	"go.etcd.io/bbolt":          "cache",
+	"github.com/gliderlabs/ssh":      "proxy",
+	"gopkg.in/yaml.v3":               "policy",
+	"github.com/pires/go-proxyproto": "proxy",
+	"go.etcd.io/bbolt":               "cache",
 }
 
 type goPackage struct {
