@@ -24,6 +24,9 @@ type statusAnswer struct {
 	// null for a key that may not build.
 	QueueLength int             `json:"queue_length"`
 	Queue       []waitingStatus `json:"queue"`
+	// Refusals are how many were turned away, or made to wait, since the start, by the
+	// limit. It is there for the admin alone, and if there were any.
+	Refusals map[Refusal]uint64 `json:"refusals,omitempty"`
 }
 
 // builderStatus is one builder.
@@ -87,6 +90,7 @@ func (p *Proxy) status(a *asker, args []string) (answer, error) {
 	if a.seesReasons() {
 		s.addLoads(p.pool.Load, time.Now())
 	}
+	s.addRefusals(a, p.Refusals())
 	return s, nil
 }
 
@@ -195,6 +199,7 @@ func (s *statusAnswer) print(page *page) {
 	if more := s.QueueLength - len(s.Queue); more > 0 && s.Queue != nil {
 		page.line("  and %d more", more)
 	}
+	s.printRefusals(page)
 }
 
 func (b *builderStatus) row() []string {
