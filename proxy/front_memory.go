@@ -21,7 +21,7 @@ import (
 const (
 	// sessionCost is what a session takes that has nothing unread, in bytes:
 	// goroutines, and buffers of protocols.
-	sessionCost = 64 << 10
+	sessionCost = 96 << 10
 	// creditStep is in what steps more is taken from the budget and given back.
 	creditStep = 64 << 10
 	// defaultSessionMemory bounds the default of Limits.SessionMemory.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -105,12 +106,7 @@ func testTrickle(t *testing.T, sockets, logins int) {
 }
 
 func percentile(all []time.Duration, n int) time.Duration {
-	sorted := append([]time.Duration(nil), all...)
-	for i := range sorted { // few
-		for j := i; j > 0 && sorted[j] < sorted[j-1]; j-- {
-			sorted[j], sorted[j-1] = sorted[j-1], sorted[j]
-		}
-	}
+	sorted := slices.Sorted(slices.Values(all))
 	return sorted[(len(sorted)-1)*n/100]
 }
 
@@ -296,7 +292,7 @@ func testFiles(t *testing.T, files int) {
 	}
 	client := ssh.NewClient(there, channels, requests)
 	defer client.Close()
-	crowd := fillUp(t, y, files-reserve-2) // alice, and the one that accept has in its hand
+	crowd := fillUp(t, y, files-reserve-1) // alice is there already
 	waiting, err := y.hostile.Dial(t.Context(), "proxy:22")
 	if err != nil {
 		t.Fatal(err)
@@ -340,7 +336,7 @@ func testFiles(t *testing.T, files int) {
 func limitedProgram(t *testing.T, files int) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "nixbastion")
-	script := fmt.Sprintf("#!/bin/sh\nulimit -n %d && exec /usr/local/bin/real-nixbastion \"$@\"\n", files)
+	script := fmt.Sprintf("#!/bin/bash\nulimit -n %d && exec -a \"$0\" /usr/local/bin/real-nixbastion \"$@\"\n", files)
 	if err := os.WriteFile(file, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
