@@ -133,6 +133,24 @@ func TestEachOffenceHasItsPenalty(t *testing.T) {
 	}
 }
 
+// Guards against who finds a way to bring our code down, and uses it again and again.
+func TestCrashBeforeTheLoginKeepsOutAtOnce(t *testing.T) {
+	inMemory(t, func(o *FrontOptions) {
+		strict(nil)(o)
+		o.Offered = func(ssh.PublicKey, netip.Addr) error { panic("a defect") }
+	}, func(s *site) {
+		s.from("10.9.0.1", testKey("alice"))
+		s.settle(nil)
+		if got := s.front.penalties.left(netip.MustParseAddr("10.9.0.1")); got != 90*time.Second {
+			s.Errorf("kept out for %s, want 90s", got)
+		}
+		s.logged("panic", "where", "connection", "panic", "a defect")
+		if got := s.held(); got != (holdings{slots: 1}) {
+			s.Errorf("%+v is left", got)
+		}
+	})
+}
+
 // Guards against an office that is kept out, with all its builds, for one wrong key
 // in it.
 func TestSourceOfALoggedInClientIsNotKeptOut(t *testing.T) {
