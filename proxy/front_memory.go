@@ -29,10 +29,14 @@ const (
 	// holdPoll is how often a connection that is held looks for what nobody tells it:
 	// that others gave memory back, or that it is closed.
 	holdPoll = 100 * time.Millisecond
-	// framing is the part of what is received that may be frames around data, and
+	// framing is the part of what is read that may have been frames around it, and
 	// adjusting is the part of what is sent for which windows are adjusted: one in so
-	// many bytes of either is no input.
+	// many bytes of either was received and is no input. That is believed up to
+	// maxOverhead, or a peer that moves enough could hide as much as it likes; more is
+	// only ever owed by a connection on which one session moves many GiB while another
+	// never reads.
 	framing, adjusting = 16, 256
+	maxOverhead        = 32 << 20
 )
 
 // memoryLimit is a quarter of GOMEMLIMIT, by the environment or by who has set it for
@@ -92,10 +96,10 @@ type intake struct {
 	credit   int64      // taken from the budget beside sessionCost for each of them
 }
 
-// unread is an estimate of what is kept for sessions, in bytes; it is never more than
-// some frames too low. The caller holds mu.
+// unread is an estimate of what is kept for sessions, in bytes, too low by maxOverhead
+// and what is on its way to them at most. The caller holds mu.
 func (i *intake) unread() int64 {
-	n := i.received - i.consumed - i.consumed/framing - i.sent/adjusting
+	n := i.received - i.consumed - min(i.consumed/framing+i.sent/adjusting, maxOverhead)
 	if n <= 0 || i.open == 0 {
 		i.forget()
 		return 0
