@@ -67,7 +67,7 @@ type Penalties struct {
 }
 
 // Rate is how often a principal may do something in a minute, on average and at once.
-// The zero value is none at all; no loaded policy has it.
+// The zero value lets nothing begin; no loaded policy has it.
 type Rate int
 
 const (
