@@ -23,30 +23,35 @@ import (
 	"nixbastion/internal/world"
 )
 
-// An arena is a proxy with a host of somebody hostile and one of somebody good.
+// An arena is a proxy with hosts of somebody hostile and of somebody good, and a
+// balancer between.
 type arena struct {
-	proxy         *world.Proxy
-	hostile, good *testbed.Host
-	bad, key      testbed.Key
+	proxy                   *world.Proxy
+	hostile, good, balancer *testbed.Host
+	bad, key, stranger      testbed.Key
 }
 
-// startArena makes one with more lines for the policy and the principals.
-func startArena(t *testing.T, extra string, change func(*world.ProxySpec)) *arena {
+// What an arena's hosts have besides OpenSSH.
+var arenaPackages = []string{"ssh-audit", "haproxy"}
+
+// startArena makes one with more lines below ssh in the policy.
+func startArena(t *testing.T, limits string, change func(*world.ProxySpec)) *arena {
 	t.Helper()
 	bed := testbed.ForTest(t)
-	y := &arena{bad: bed.UserKey("bad"), key: bed.UserKey("alice")}
+	y := &arena{bad: bed.UserKey("bad"), key: bed.UserKey("alice"), stranger: bed.UserKey("stranger")}
 	hosts := bed.MustStart(t,
 		testbed.HostSpec{Name: "builder", Kind: testbed.Builder},
-		testbed.HostSpec{Name: "hostile", Kind: testbed.Client, Keys: []testbed.Key{y.bad}},
-		testbed.HostSpec{Name: "good", Kind: testbed.Client, Keys: []testbed.Key{y.key}})
-	y.hostile, y.good = hosts[1], hosts[2]
+		testbed.HostSpec{Name: "hostile", Kind: testbed.Client, Nix: testbed.Nix226, Packages: arenaPackages, Keys: []testbed.Key{y.bad}},
+		testbed.HostSpec{Name: "balancer", Kind: testbed.Client, Nix: testbed.Nix226, Packages: arenaPackages},
+		testbed.HostSpec{Name: "good", Kind: testbed.Client, Keys: []testbed.Key{y.key, y.stranger}})
+	y.hostile, y.balancer, y.good = hosts[1], hosts[2], hosts[3]
 	spec := world.ProxySpec{
 		Builders: []world.Builder{{Host: hosts[0]}},
 		Principals: []world.Principal{
 			{Name: "bad", Keys: []testbed.Key{y.bad}, MaxConnections: 100_000, Extra: []string{"connections_per_minute: 1000000"}},
 			{Name: "alice", Keys: []testbed.Key{y.key}},
 		},
-		Extra: extra,
+		Extra: fmt.Sprintf("ssh: {proxy_protocol: [%s]%s}\n", y.balancer.Addr(), limits),
 	}
 	if change != nil {
 		change(&spec)
@@ -54,6 +59,55 @@ func startArena(t *testing.T, extra string, change func(*world.ProxySpec)) *aren
 	y.proxy = startProxy(t, bed, spec)
 	setMachines(t, y.good, y.proxy.Machine(y.key))
 	return y
+}
+
+// Each kind of hostile peer has its limit, and who means well does not notice. The
+// last two leave penalties behind.
+func TestHostilePeersHarmNobody(t *testing.T) {
+	y := startArena(t, ", session_memory: 32MiB", nil)
+	t.Run("ssh-audit", y.testAudit)
+	t.Run("a balancer and a stranger with one", y.testBalancer)
+	t.Run("sessions that never read", func(t *testing.T) { y.testNeverRead(t, 2, 16) })
+	t.Run("sockets that trickle", func(t *testing.T) { y.testTrickle(t, 1000, 20) })
+	t.Run("keys that nobody has", y.testStrangersKeys)
+}
+
+func TestSoakTricklingSocketsKeepNobodyOut(t *testing.T) {
+	onlyInSoak(t)
+	startArena(t, "", nil).testTrickle(t, 10_000, 500)
+}
+
+func TestSoakSessionsThatNeverReadAreBounded(t *testing.T) {
+	onlyInSoak(t)
+	startArena(t, "", nil).testNeverRead(t, 64, 64)
+}
+
+// Whoever tries keys that nobody has is kept out, whatever key comes then, and nobody
+// else is. Guards against penalties that OpenSSH's own client does not bring about.
+func (y *arena) testStrangersKeys(t *testing.T) {
+	from := y.good.Addr().String()
+	const enough = 20 // three, if each takes no time
+	for n := 0; ; n++ {
+		answer := startScript(t, y.good, "ssh -i "+y.stranger.File()+" nix@proxy help").wait(t).Stderr
+		if n >= 3 && !strings.Contains(answer, "Permission denied (publickey)") {
+			break
+		}
+		wantText(t, "the answer to a stranger's key", answer, "Permission denied (publickey)")
+		if n == enough {
+			t.Fatalf("not kept out after %d refused logins", n)
+		}
+	}
+	waitLine(t, y.proxy, 0, world.Message("ssh source is kept out", "addr", from))
+	if res := startScript(t, y.good, "ssh -i "+y.key.File()+" nix@proxy help").wait(t); res.Status == 0 {
+		t.Error("somebody got in from a source that is kept out")
+	}
+	waitLine(t, y.proxy, 0, world.Message("ssh connection refused: its source failed to log in", "addr", from))
+	conn, _, _, err := dialSSH(t.Context(), y.proxy.Host(), y.proxy, y.key)
+	if err != nil {
+		t.Fatalf("from another source: %v", err)
+	}
+	conn.Close()
+	wantText(t, "the admin's status", y.proxy.Host().MustShell(t, world.Binary+" status --config "+world.ConfigFile), "per_source_penalties ")
 }
 
 // logIn logs in and out again, and returns how long the former took.
@@ -71,18 +125,11 @@ func (y *arena) logIn(t *testing.T) time.Duration {
 
 const trickleMemory = 150 << 20
 
-// Sockets that trickle bytes keep nobody out, and cost little. Guards against places
-// for strangers that are held for ever, and against memory for each.
-func TestTricklingSocketsKeepNobodyOut(t *testing.T) { testTrickle(t, 1000, 20) }
-
-func TestSoakTricklingSocketsKeepNobodyOut(t *testing.T) {
-	onlyInSoak(t)
-	testTrickle(t, 10_000, 500)
-}
-
-func testTrickle(t *testing.T, sockets, logins int) {
+// testTrickle shows that sockets that trickle bytes keep nobody out, and cost little.
+// Guards against places for strangers that are held for ever, and against memory for
+// each.
+func (y *arena) testTrickle(t *testing.T, sockets, logins int) {
 	line := counted(t)
-	y := startArena(t, "", nil)
 	peak := y.proxy.PeakRssAnon()
 	crowd := newTricklers(t, y, sockets)
 	var took []time.Duration
@@ -171,19 +218,12 @@ func sleep(ctx context.Context, d time.Duration) {
 
 const unreadMemory = 512 << 20
 
-// Sessions whose client reads nothing of what it asked for and sends on all the same
-// take a bounded amount of memory; those beyond it are refused with a sentence, and
-// others do not notice. Guards against windows of 2 MiB without number.
-func TestSessionsThatNeverReadAreBounded(t *testing.T) { testNeverRead(t, 8, 64) }
-
-func TestSoakSessionsThatNeverReadAreBounded(t *testing.T) {
-	onlyInSoak(t)
-	testNeverRead(t, 64, 64)
-}
-
-func testNeverRead(t *testing.T, connections, channels int) {
+// testNeverRead shows that sessions whose client reads nothing of what it asked for, and
+// sends on all the same, take a bounded amount of memory; those beyond it are refused
+// with a sentence, and others do not notice. Guards against windows of 2 MiB without
+// number.
+func (y *arena) testNeverRead(t *testing.T, connections, channels int) {
 	line := counted(t)
-	y := startArena(t, "", nil)
 	paths, _ := build(t, y.good, testbed.Derivation{Name: "large", OutputSize: 4 << 20})
 	peak := y.proxy.PeakRssAnon()
 	n := &neverReaders{y: y, path: paths[0]}
@@ -202,7 +242,7 @@ func testNeverRead(t *testing.T, connections, channels int) {
 	if line.peak > unreadMemory {
 		t.Errorf("the proxy took up to %s, want at most %s", mebibytes(line.peak), mebibytes(unreadMemory))
 	}
-	if n.opened.Load() < 16 || n.refused.Load() == 0 {
+	if n.opened.Load() < 5 || n.refused.Load() == 0 {
 		t.Errorf("%d sessions were opened and %d refused: nothing was shown", n.opened.Load(), n.refused.Load())
 	}
 	if text, _ := n.sentence.Load().(string); !strings.Contains(text, "too much memory") {
@@ -273,7 +313,7 @@ func (n *neverReaders) open(ctx context.Context, client *ssh.Client) error {
 // With all files in use the proxy accepts nobody, without turning in circles; who is
 // there goes on, and so do builders and admin. Guards against accept in a loop, and
 // against connections that take the last file from everybody.
-func TestAcceptPausesWhenFilesAreUsedUp(t *testing.T) { testFiles(t, 300) }
+func TestAcceptPausesWhenFilesAreUsedUp(t *testing.T) { testFiles(t, 140) }
 
 func TestSoakAcceptPausesWhenFilesAreUsedUp(t *testing.T) {
 	onlyInSoak(t)
@@ -282,7 +322,7 @@ func TestSoakAcceptPausesWhenFilesAreUsedUp(t *testing.T) {
 
 func testFiles(t *testing.T, files int) {
 	const reserve = 64
-	y := startArena(t, "ssh: {max_connections: 100000, client_alive_interval: 10m}\n", func(spec *world.ProxySpec) {
+	y := startArena(t, ", max_connections: 100000, client_alive_interval: 10m", func(spec *world.ProxySpec) {
 		spec.Host.Binds = map[string]string{"/usr/local/bin/real-nixbastion": os.Getenv("NIXBASTION_BIN")}
 		spec.Binary = limitedProgram(t, files)
 	})
@@ -304,7 +344,7 @@ func testFiles(t *testing.T, files int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waiting.SetReadDeadline(time.Now().Add(2 * time.Second))
+	waiting.SetReadDeadline(time.Now().Add(time.Second))
 	if n, err := waiting.Read(make([]byte, 100)); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("a connection beyond the limit got %d bytes, %v", n, err)
 	}
@@ -312,8 +352,8 @@ func testFiles(t *testing.T, files int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if used := after - before; used > time.Second {
-		t.Errorf("the proxy used %v of CPU in 2s in which nobody wanted anything", used)
+	if used := after - before; used > time.Second/2 {
+		t.Errorf("the proxy used %v of CPU in a second in which nobody wanted anything", used)
 	}
 	pipes, err := execDaemon(client)
 	if err != nil {

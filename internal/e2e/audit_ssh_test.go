@@ -4,23 +4,13 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
-
-	"nixbastion/internal/testbed"
-	"nixbastion/internal/world"
 )
 
-// ssh-audit, as Debian 13 has it, finds no failure in what the front offers. Guards
-// against an algorithm that is broken, and against a library that brings one back.
-func TestSSHAuditFindsNoFailure(t *testing.T) {
-	bed := testbed.ForTest(t)
-	hosts := bed.MustStart(t,
-		testbed.HostSpec{Name: "builder", Kind: testbed.Builder},
-		testbed.HostSpec{Name: "auditor", Kind: testbed.Client, Nix: testbed.Nix226, Packages: []string{"ssh-audit"}})
-	startProxy(t, bed, world.ProxySpec{
-		Builders:   []world.Builder{{Host: hosts[0]}},
-		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{bed.UserKey("alice")}}},
-	})
-	audit := startScript(t, hosts[1], "ssh-audit --version; ssh-audit --skip-rate-test --json proxy").wait(t)
+// testAudit shows that ssh-audit, as Debian 13 has it, finds no failure in what the
+// front offers. Guards against an algorithm that is broken, and against a library that
+// brings one back.
+func (y *arena) testAudit(t *testing.T) {
+	audit := startScript(t, y.hostile, "ssh-audit --version; ssh-audit --skip-rate-test --json proxy").wait(t)
 	version, report, _ := strings.Cut(audit.Stdout, "\n")
 	if !strings.Contains(version, "3.3") && !strings.Contains(audit.Stdout, "v3.3") {
 		t.Errorf("the version is %q, want 3.3", version)

@@ -27,23 +27,11 @@ listen none
   server proxy %[1]s:22
 `
 
-// A client that comes through HAProxy is who it is by its own address, and nobody
-// else may send such a header. Guards against from= of keys, limits and a log that
-// are about the balancer, or about what a stranger says.
-func TestClientBehindHAProxyHasItsOwnAddress(t *testing.T) {
-	bed := testbed.ForTest(t)
-	key := bed.UserKey("alice")
-	hosts := bed.MustStart(t,
-		testbed.HostSpec{Name: "builder", Kind: testbed.Builder},
-		testbed.HostSpec{Name: "client", Kind: testbed.Client, Keys: []testbed.Key{key}},
-		testbed.HostSpec{Name: "balancer", Kind: testbed.Client, Nix: testbed.Nix226, Packages: []string{"haproxy"}},
-		testbed.HostSpec{Name: "stranger", Kind: testbed.Client, Nix: testbed.Nix226, Packages: []string{"haproxy"}, Keys: []testbed.Key{key}})
-	client, balancer, stranger := hosts[1], hosts[2], hosts[3]
-	proxy := startProxy(t, bed, world.ProxySpec{
-		Builders:   []world.Builder{{Host: hosts[0]}},
-		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},
-		Extra:      fmt.Sprintf("ssh: {proxy_protocol: [%s]}\n", balancer.Addr()),
-	})
+// testBalancer shows that a client that comes through HAProxy is who it is by its own
+// address, and that nobody else may send such a header. Guards against from= of keys,
+// limits and a log that are about the balancer, or about what a stranger says.
+func (y *arena) testBalancer(t *testing.T) {
+	client, balancer, stranger, proxy := y.good, y.balancer, y.hostile, y.proxy
 	for _, host := range []*testbed.Host{balancer, stranger} {
 		if err := host.WriteFile(t.Context(), "/root/haproxy.cfg", fmt.Appendf(nil, haproxyConfig, proxy.Host().Addr())); err != nil {
 			t.Fatal(err)
@@ -59,7 +47,7 @@ func TestClientBehindHAProxyHasItsOwnAddress(t *testing.T) {
 	}
 	logIn := func(through string, port int) testbed.Result {
 		t.Helper()
-		return startScript(t, client, fmt.Sprintf("ssh -o HostKeyAlias=proxy -i %s -p %d nix@%s help", key.File(), port, through)).wait(t)
+		return startScript(t, client, fmt.Sprintf("ssh -o HostKeyAlias=proxy -i %s -p %d nix@%s help", y.key.File(), port, through)).wait(t)
 	}
 	for i, port := range []int{2201, 2202} {
 		mark := proxy.Mark()
