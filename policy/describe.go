@@ -73,6 +73,7 @@ func (t *description) server() {
 	if len(p.SSH.Ciphers) > 0 {
 		t.line(0, "Clients may choose from the ciphers %s.", strings.Join(p.SSH.Ciphers, ", "))
 	}
+	t.frontLimits()
 	t.certified(p.SSH.HostCertificate)
 	t.revocations()
 	t.commands(p.Commands)
@@ -159,6 +160,12 @@ func (t *description) principal(q Principal) {
 	}
 	if q.MaxConnections > 0 {
 		parts = append(parts, "at most "+countOf(q.MaxConnections, "connection"))
+	}
+	if q.ConnectionsPerMinute != defaultConnectionRate {
+		parts = append(parts, "at most "+countOf(int(q.ConnectionsPerMinute), "connection")+" a minute")
+	}
+	if q.Role == RoleFull && q.BuildsPerMinute != defaultBuildRate {
+		parts = append(parts, "at most "+countOf(int(q.BuildsPerMinute), "build")+" a minute")
 	}
 	if q.Class != ClassNormal {
 		parts = append(parts, "its builds are "+q.Class.String()+" (class)")
@@ -308,6 +315,7 @@ func (t *description) warnings() {
 	t.keyWarnings(warn)
 	t.certificateWarnings(warn)
 	t.schedulingWarnings(warn)
+	t.frontWarnings(warn)
 	if len(p.Admin.Socket) > maxSocketPath {
 		warn("the path of the admin's socket is longer than %d bytes, which no socket can have; choose another: admin: {socket: PATH}", maxSocketPath)
 	}

@@ -69,6 +69,11 @@ func TestExampleTellsTheDefaults(t *testing.T) {
 	if !slices.Equal(plain.Listen, all.Listen) || plain.Cache != all.Cache || plain.Limits != all.Limits || plain.Log != all.Log {
 		t.Errorf("listen, limits or log: %v %+v %+v, as comments %v %+v %+v", plain.Listen, plain.Limits, plain.Log, all.Listen, all.Limits, all.Log)
 	}
+	limits, penalties := all.SSH.Limits, all.SSH.Penalties
+	limits.SessionMemory, penalties.Exempt = 0, nil
+	if plain.SSH.Limits != limits || !reflect.DeepEqual(plain.SSH.Penalties, penalties) {
+		t.Errorf("ssh: %+v, as comments %+v", plain.SSH, all.SSH)
+	}
 	usual := all.Scheduling // with what the file says to be no default
 	usual.SoftFeatures, usual.Alone, usual.Needs, usual.History = nil, nil, nil, ""
 	if !reflect.DeepEqual(plain.Scheduling, usual) || len(all.Scheduling.Needs) != 4 || len(all.BuildLimits) != 1 {
@@ -98,7 +103,8 @@ func TestExampleTellsTheDefaults(t *testing.T) {
 		t.Errorf("commands, admin or trusted keys: %+v, as comments %+v", plain, all)
 	}
 	if p, q := plain.Principals[0], all.Principals[0]; p.Domain != q.Domain || p.NoBuilder != q.NoBuilder ||
-		p.CheckBuilds != q.CheckBuilds || p.RepairBuilds != q.RepairBuilds || p.Class != q.Class || p.Weight != q.Weight {
+		p.CheckBuilds != q.CheckBuilds || p.RepairBuilds != q.RepairBuilds || p.Class != q.Class || p.Weight != q.Weight ||
+		p.ConnectionsPerMinute != q.ConnectionsPerMinute || p.BuildsPerMinute != q.BuildsPerMinute {
 		t.Errorf("principal: %+v, as comments %+v", p, q)
 	}
 }

@@ -56,7 +56,7 @@ func (p *Policy) NeedsRestart(next *Policy) []string {
 	}{
 		{"listen", slices.Equal(p.Listen, next.Listen)},
 		{"state_dir", p.StateDir == next.StateDir},
-		{"ssh", slices.Equal(p.SSH.Ciphers, next.SSH.Ciphers)},
+		{"ssh", slices.Equal(p.SSH.Ciphers, next.SSH.Ciphers) && p.SSH.Limits == next.SSH.Limits},
 		{"cache", p.Cache == next.Cache},
 		{"log", p.Log == next.Log},
 		{"admin.socket", p.Admin.Socket == next.Admin.Socket || p.hasDefaultSocket() && next.hasDefaultSocket()},

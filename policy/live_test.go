@@ -109,7 +109,10 @@ func TestNeedsRestartNamesWhatDoesNotCountYet(t *testing.T) {
 	if got := before.NeedsRestart(d.load(t, withKey("anna")+"admin: {socket: other.sock}\n")); !slices.Equal(got, []string{"admin.socket"}) {
 		t.Errorf("got %v", got)
 	}
-	if got := before.NeedsRestart(d.load(t, withKey("otto")+builderText("")+"admin: {users: [anna]}\n")); len(got) != 0 {
+	if got := before.NeedsRestart(d.load(t, withKey("anna")+"ssh: {max_sessions: 5}\n")); !slices.Equal(got, []string{"ssh"}) {
+		t.Errorf("got %v", got)
+	}
+	if got := before.NeedsRestart(d.load(t, withKey("otto")+builderText("")+"admin: {users: [anna]}\nssh: {per_source_penalties: off, proxy_protocol: [10.0.0.1]}\n")); len(got) != 0 {
 		t.Errorf("principals and builders count at once; got %v", got)
 	}
 }

@@ -105,6 +105,7 @@ func defaults() *Policy {
 		Listen:  []string{defaultListen},
 		Cache:   Cache{Size: defaultCacheSize, SpoolReserve: -1, ScrubRate: defaultScrubRate},
 		Limits:  Limits{NarSize: defaultNarSize, BuildLog: defaultBuildLog, BuildLogs: defaultBuildLogs, BuildHistory: defaultHistory},
+		SSH:     SSH{Limits: defaultFrontLimits(), Penalties: DefaultPenalties()},
 		Log:     Log{Level: slog.LevelInfo, Format: "json"},
 		Domains: []Domain{{Name: defaultDomainName}},
 

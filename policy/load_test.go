@@ -93,7 +93,8 @@ admin: {socket: run/admin, users: [anna, otto]}
 		b.MaxJobs != 1 || b.SpeedFactor != 1 || b.Domains[0] != "default" || b.Content != ContentAccept {
 		t.Errorf("builder %+v", b)
 	}
-	want := Principal{Name: "anna", Role: RoleRead, Domain: "ci", MaxJobs: 4, MaxConnections: 5, NoBuilder: NoBuilderRefuse, Weight: 1}
+	want := Principal{Name: "anna", Role: RoleRead, Domain: "ci", MaxJobs: 4, MaxConnections: 5, ConnectionsPerMinute: 6000, BuildsPerMinute: 6000,
+		NoBuilder: NoBuilderRefuse, Weight: 1}
 	if !reflect.DeepEqual(pol.Principals[0], want) {
 		t.Errorf("principal %+v, want %+v", pol.Principals[0], want)
 	}

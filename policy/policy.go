@@ -92,6 +92,13 @@ type SSH struct {
 	// and checked, and may be out of its time all the same: see
 	// [HostCertificate.Fault].
 	HostCertificate *HostCertificate
+	// Limits are what clients can take.
+	Limits FrontLimits
+	// Penalties keep sources out that fail to log in.
+	Penalties Penalties
+	// ProxyProtocol are networks of load balancers: connections from there begin with
+	// a PROXY header (v1 or v2), and those from elsewhere never do.
+	ProxyProtocol []netip.Prefix
 }
 
 // Cache bounds the store on disk, in bytes.
@@ -257,7 +264,9 @@ type Principal struct {
 	MaxJobs int
 	// MaxConnections of the principal at one time; 0 is the front's default.
 	MaxConnections int
-	NoBuilder      NoBuilder
+	// ConnectionsPerMinute and BuildsPerMinute are how many it may begin.
+	ConnectionsPerMinute, BuildsPerMinute Rate
+	NoBuilder                             NoBuilder
 	// Publish says that the domain vouches for what the principal uploads, as for
 	// its own builds. Without it an upload that nothing proves is a claim.
 	Publish bool

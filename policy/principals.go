@@ -14,7 +14,7 @@ const (
 
 // principal reads one principal.
 func (d *decoder) principal(n *yaml.Node) {
-	p := Principal{Domain: defaultDomainName, Weight: 1}
+	p := Principal{Domain: defaultDomainName, Weight: 1, ConnectionsPerMinute: defaultConnectionRate, BuildsPerMinute: defaultBuildRate}
 	index := len(d.pol.Principals)
 	values := d.mapping(n, "principals.",
 		setting{"name", func(n *yaml.Node) { p.Name, _ = d.checkedText(n, checkName) }},
@@ -24,6 +24,8 @@ func (d *decoder) principal(n *yaml.Node) {
 		setting{"domain", func(n *yaml.Node) { p.Domain, _ = d.text(n) }},
 		setting{"max_jobs", func(n *yaml.Node) { p.MaxJobs, _ = d.count(n, 1, maxPrincipalJobs) }},
 		setting{"max_connections", func(n *yaml.Node) { p.MaxConnections, _ = d.count(n, 1, maxConnections) }},
+		setting{"connections_per_minute", func(n *yaml.Node) { d.rateInto(&p.ConnectionsPerMinute, n) }},
+		setting{"builds_per_minute", func(n *yaml.Node) { d.rateInto(&p.BuildsPerMinute, n) }},
 		setting{"no_builder", func(n *yaml.Node) {
 			p.NoBuilder, _ = choice(d, n, map[string]NoBuilder{"serve": NoBuilderServe, "refuse": NoBuilderRefuse})
 		}},
@@ -52,7 +54,7 @@ func (d *decoder) buildModes(values map[string]*yaml.Node, p *Principal) {
 	if p.Role != RoleRead {
 		return
 	}
-	for _, key := range []string{"check_builds", "repair_builds", "class", "weight"} {
+	for _, key := range []string{"check_builds", "repair_builds", "class", "weight", "builds_per_minute"} {
 		if at := values[key]; at != nil {
 			d.mistake(at, "remove it", "principal %s has role read and builds nothing, so %q has no meaning", quote(p.Name), key)
 		}

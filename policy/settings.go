@@ -67,10 +67,10 @@ func (d *decoder) path(n *yaml.Node) (string, bool) {
 }
 
 func (d *decoder) ssh(n *yaml.Node) {
-	d.mapping(n, "ssh.",
+	d.mapping(n, "ssh.", append(d.frontLimits(),
 		setting{"ciphers", func(n *yaml.Node) { d.pol.SSH.Ciphers = d.ciphers(n) }},
 		setting{"host_certificate", d.hostCertificate},
-	)
+	)...)
 }
 
 // ciphers are those that the front can offer, the fastest first.

@@ -56,7 +56,7 @@ func (c *frontConn) serveJump(conn *ssh.ServerConn, channel ssh.NewChannel) {
 	}
 	if refusal := c.takeJump(opens); refusal != "" {
 		c.front.metrics.Jump(metrics.JumpRefused)
-		c.front.log.Warn("ssh jump refused", append(c.where(), "reason", refusal)...)
+		c.front.refusals.note(RefusedSession, levelWarn, "ssh jump refused", append(c.where(), "reason", refusal)...)
 		c.refuse(channel, ssh.ResourceShortage, "nixbastion: "+refusal)
 		return
 	}
@@ -75,14 +75,14 @@ func (c *frontConn) serveJump(conn *ssh.ServerConn, channel ssh.NewChannel) {
 	}
 	defer j.target.Close()
 	if j.channel, j.requests, err = channel.Accept(); err == nil {
+		c.refuseStderr(j.channel)
 		defer enrol(c, &c.carrying, j, seen)()
 		j.run()
 	}
 }
 
 // takeJump returns why there is no room for another jump, "" if there is. A jump
-// takes a file descriptor and a window; all of them together leave most of both
-// to those who build.
+// takes a file descriptor; all of them together leave most to those who build.
 func (c *frontConn) takeJump(opens int) (refusal string) {
 	limits := c.front.limits
 	c.mu.Lock()
@@ -98,6 +98,9 @@ func (c *frontConn) takeJump(opens int) (refusal string) {
 		return fmt.Sprintf("more than %d jumps on one connection", limits.Jumps)
 	case !c.front.takeJump():
 		return "too many jumps at once on this host"
+	case !c.openIntake():
+		c.front.releaseJump()
+		return noMemory
 	}
 	c.jumping++
 	c.sessions.Add(1)
@@ -107,22 +110,23 @@ func (c *frontConn) takeJump(opens int) (refusal string) {
 
 func (c *frontConn) releaseJump() {
 	c.front.releaseJump()
+	c.closeIntake()
 	c.mu.Lock()
 	c.jumping--
 	c.mu.Unlock()
 	c.sessions.Done()
 }
 
-// jumpShare is the part of all file descriptors and of all window memory that
-// jumps may take: one in so many.
+// jumpShare is the part of all file descriptors that jumps may take: one in so
+// many.
 const jumpShare = 4
 
 // jumpPlaces is how many jumps there may be at one time on all connections.
 func (l Limits) jumpPlaces() int {
-	return max(1, min(l.openConnections(), int(l.WindowMemory/sessionWindow))/jumpShare)
+	return max(1, l.openConnections()/jumpShare)
 }
 
-// takeJump takes a place, a descriptor and a window, or nothing.
+// takeJump takes a place and a descriptor, or nothing.
 func (f *Front) takeJump() bool {
 	select {
 	case f.jumps <- struct{}{}:
@@ -135,16 +139,10 @@ func (f *Front) takeJump() bool {
 		<-f.jumps
 		return false
 	}
-	if !f.windows.take(sessionWindow) {
-		<-f.slots
-		<-f.jumps
-		return false
-	}
 	return true
 }
 
 func (f *Front) releaseJump() {
-	f.windows.release(sessionWindow)
 	<-f.slots
 	<-f.jumps
 }

@@ -122,7 +122,7 @@ func TestJumpKeepsHalfCloseBothWays(t *testing.T) {
 			s.Errorf("the target got %q", got)
 		}
 		s.settle(nil)
-		if got := s.held(); got.jumps != 0 || got.windows != 0 || got.slots != 2 {
+		if got := s.held(); got.jumps != 0 || got.sessions != 0 || got.slots != 2 {
 			s.Errorf("%+v is held after both jumps ended", got)
 		}
 	})
@@ -267,17 +267,16 @@ func TestThirtyThirdJumpIsRefusedForWantOfResources(t *testing.T) {
 		open[0].Close()
 		s.settle(nil)
 		f.open(s, client)
-		if got := s.held(); got.jumps != 33 || got.windows != 33 {
+		if got := s.held(); got.jumps != 33 || got.sessions != 33 {
 			s.Errorf("%+v is held by 33 jumps", got)
 		}
 	})
 }
 
-// Guards against jumps that take the memory and the descriptors which sessions
-// need: all of them together have a quarter.
+// Guards against jumps that take the descriptors which sessions need: all of them
+// together have a quarter.
 func TestAllJumpsTogetherHaveAQuarter(t *testing.T) {
 	for name, limits := range map[string]Limits{
-		"windows":     {WindowMemory: 12 * sessionWindow},
 		"connections": {Connections: 12},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -79,6 +79,8 @@ type builds struct {
 
 	history     *tracefile.Recorder // nil for none
 	metrics     *metrics.Metrics
+	rates       *rates // of builds
+	refusals    *refusals
 	inflight    *inflight
 	ledger      *ledger
 	sending     *sending

@@ -16,13 +16,16 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"nixbastion/internal/metrics"
+	"nixbastion/policy"
 )
 
 // The SSH front, from the accepted socket to the exec request:
 //
 //	front.go            listener, shutdown, and the one use of gliderlabs/ssh
 //	front_accept.go     one accepted socket: whether there is room, and how it ends
+//	front_header.go     where a load balancer says that its client is
 //	front_admission.go  who may wait for its login while many do
+//	front_penalty.go    who may not come, as it failed to log in
 //	front_ident.go      the client's identification line, read before the key exchange
 //	ciphers.go          which algorithms that client is offered
 //	front_auth.go       public keys, and the one line about a refused login
@@ -31,6 +34,7 @@ import (
 //	front_review.go     who may stay when the policy has changed
 //	front_who.go        what the admin sees of connections
 //	front_stream.go     writes that must make progress
+//	front_memory.go     what sessions take, and what they have not read
 //	front_conn.go       the socket: grace, acknowledgements, read buffer
 //	bastion*.go         channels to other hosts
 //	keepalive.go        peers that are gone
@@ -53,6 +57,9 @@ type Grant struct {
 	// MaxConnections of this principal at one time; 0 or less means
 	// [Limits.ConnectionsPerPrincipal].
 	MaxConnections int
+	// ConnectionsPerMinute is how many connections the principal may begin; 0 or less
+	// means 6,000.
+	ConnectionsPerMinute int
 	// Certificate tells in the log which certificate was shown, "" for plain keys.
 	Certificate string
 	// Data is the caller's own; the front hands it through to [Exec].
@@ -145,12 +152,20 @@ type FrontOptions struct {
 	// Ciphers, when set, are offered to every client in this order instead of the
 	// choice by the client's identification line.
 	Ciphers []string
+	// Penalties are asked at each connection how to keep out sources that fail to log
+	// in. Nil means the defaults of the policy.
+	Penalties func() policy.Penalties
+	// ProxyProtocol are asked at each connection for the networks of load balancers,
+	// whose connections begin with a PROXY header. Nil is none.
+	ProxyProtocol func() []netip.Prefix
 	// Log, nil for slog.Default.
 	Log *slog.Logger
 	// Audit keeps who came and went; nil keeps nothing.
 	Audit Auditor
 	// Metrics counts connections, logins and jumps. Nil counts nothing.
 	Metrics *metrics.Metrics
+
+	refusals *refusals // nil for the front's own
 }
 
 // Front is the SSH server that clients meet. Make one with [NewFront], run it
@@ -173,7 +188,11 @@ type Front struct {
 
 	room       *waitingRoom
 	principals *tally
-	windows    *budget
+	memory     *budget
+	penalties  *penalties
+	rates      *rates
+	refusals   *refusals
+	balancers  func() []netip.Prefix
 	slots      chan struct{} // one per open connection and jump
 	jumps      chan struct{} // one per jump
 	stopping   chan struct{} // closed when Shutdown begins
@@ -214,6 +233,15 @@ func NewFront(opts FrontOptions) (*Front, error) {
 	if opts.Review != nil && opts.Jump != nil && opts.ReviewJump == nil {
 		return nil, errors.New("ssh front: ReviewJump must be set")
 	}
+	if opts.Penalties == nil {
+		opts.Penalties = policy.DefaultPenalties
+	}
+	if opts.ProxyProtocol == nil {
+		opts.ProxyProtocol = func() []netip.Prefix { return nil }
+	}
+	if opts.refusals == nil {
+		opts.refusals = newRefusals(opts.Log)
+	}
 	limits := opts.Limits.withDefaults()
 	return &Front{
 		hostKeys: opts.HostKeys, hostCert: opts.HostCertificate, offered: opts.Offered, authorize: opts.Authorize, exec: opts.Exec, jump: opts.Jump,
@@ -221,7 +249,11 @@ func NewFront(opts FrontOptions) (*Front, error) {
 		limits: limits, offers: offers, log: opts.Log, audit: opts.Audit, metrics: opts.Metrics,
 		room:       newWaitingRoom(limits),
 		principals: newTally(),
-		windows:    &budget{limit: limits.WindowMemory},
+		memory:     newBudget(limits.SessionMemory),
+		penalties:  newPenalties(opts.Penalties),
+		rates:      newRates(),
+		refusals:   opts.refusals,
+		balancers:  opts.ProxyProtocol,
 		slots:      make(chan struct{}, limits.openConnections()),
 		jumps:      make(chan struct{}, limits.jumpPlaces()),
 		stopping:   make(chan struct{}),
@@ -292,7 +324,7 @@ func (f *Front) takeSlot(ctx context.Context) bool {
 	case f.slots <- struct{}{}:
 		return true
 	default:
-		f.log.Warn("ssh connections at their limit, new ones wait", "limit", cap(f.slots))
+		f.refusals.note(DelayedConnection, levelWarn, "ssh connections at their limit, new ones wait", "limit", cap(f.slots))
 	}
 	select {
 	case f.slots <- struct{}{}:

@@ -1,8 +1,11 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"runtime/debug"
 	"time"
@@ -16,12 +19,16 @@ import (
 func (f *Front) serveConn(ctx context.Context, conn net.Conn) {
 	defer func() { <-f.slots }()
 	defer conn.Close()
-	defer f.recovered("connection")
 	c := newFrontConn(ctx, f, conn)
+	defer c.crashed()
 	if !f.track(c) {
 		return
 	}
 	defer c.end()
+	if err := c.learnSource(); err != nil {
+		c.headerRefused(err)
+		return
+	}
 	if !c.enter() {
 		return
 	}
@@ -40,19 +47,69 @@ func (f *Front) recovered(where string) {
 	}
 }
 
+// crashed is recovered for the goroutine of a connection: who brings our code down
+// before it logs in is kept out.
+func (c *frontConn) crashed() {
+	if p := recover(); p != nil {
+		c.front.log.Error("panic", "where", "connection", "panic", quotePeer(fmt.Sprint(p)), "stack", string(debug.Stack()))
+		if !c.loggedIn.Load() {
+			c.penalise(offenceCrash)
+		}
+	}
+}
+
 // enter takes a place among those who log in, and starts the clock.
 func (c *frontConn) enter() bool {
-	c.waiter = &waiter{source: source(c.remote.Addr()), since: time.Now(), evict: c.abort}
-	if !c.front.room.enter(c.waiter) {
-		c.front.log.Info("ssh connection refused: too many logins at once", c.where()...)
-		c.front.metrics.Connection(metrics.ConnectionRefused)
-		fmt.Fprintf(c.Conn, "nixbastion: too many logins at once, try again\r\n") // fits any socket buffer
+	if left := c.front.penalties.left(c.remote.Addr()); left > 0 {
+		left = left.Round(time.Second) + time.Second
+		c.front.refusals.note(RefusedPenalty, slog.LevelInfo, "ssh connection refused: its source failed to log in", append(c.where(), "for", left.String())...)
+		c.sayRefused(fmt.Sprintf("not allowed at this time, after failed logins from this address; try again in %s", left))
+		return false
+	}
+	if !c.takePlace() {
 		return false
 	}
 	c.front.metrics.Connection(metrics.ConnectionAdmitted)
 	grace := c.front.limits.LoginGrace
-	c.grace = time.AfterFunc(grace, func() { c.abort(fmt.Sprintf("no login within %s", grace)) })
+	c.grace = time.AfterFunc(grace, func() { c.fail(offenceGraceExceeded, fmt.Sprintf("no login within %s", grace)) })
 	return true
+}
+
+// takePlace waits among those who have not logged in, or reports false.
+func (c *frontConn) takePlace() bool {
+	c.waiter = &waiter{source: source(c.remote.Addr()), since: time.Now(), evict: func(reason string) { c.fail(offenceNone, reason) }}
+	if c.front.room.enter(c.waiter) {
+		return true
+	}
+	c.front.refusals.note(RefusedStartups, slog.LevelInfo, "ssh connection refused: too many logins at once", c.where()...)
+	c.sayRefused("too many logins at once, try again")
+	return false
+}
+
+// sayRefused turns a connection away. The line fits any socket buffer.
+func (c *frontConn) sayRefused(sentence string) {
+	c.front.metrics.Connection(metrics.ConnectionRefused)
+	fmt.Fprintf(c.Conn, "nixbastion: %s\r\n", sentence)
+}
+
+// fail ends a login for a reason of ours.
+func (c *frontConn) fail(what offence, reason string) {
+	c.mu.Lock()
+	if c.why == "" {
+		c.fault = what
+	}
+	c.mu.Unlock()
+	c.abort(reason)
+}
+
+var errNoPlace = errors.New("too many logins at once")
+
+// headerRefused ends a connection that does not say whose it is.
+func (c *frontConn) headerRefused(err error) {
+	if !errors.Is(err, errNoPlace) { // that is told already
+		reason := cmp.Or(c.reason(), err.Error())
+		c.front.refusals.note(RefusedHeader, levelWarn, "ssh connection refused: no PROXY header", append(c.where(), "reason", quotePeer(reason))...)
+	}
 }
 
 // exchangeIdents says who we are and learns who the client says it is, so that the
@@ -62,6 +119,10 @@ func (c *frontConn) exchangeIdents() error {
 		return fmt.Errorf("send identification line: %w", err)
 	}
 	ident, raw, err := readIdent(c)
+	if err != nil && isHeader(raw) {
+		c.front.refusals.count(RefusedHeader)
+		return errUnlistedHeader
+	}
 	if err != nil {
 		return err
 	}
@@ -88,6 +149,7 @@ func (c *frontConn) end() {
 		return
 	}
 	c.front.principals.release(c.granted)
+	c.front.penalties.leave(c.remote.Addr())
 	c.front.log.Info("ssh connection ended", append(c.where(), "principal", c.granted, "reason", c.reason())...)
 }
 

@@ -74,7 +74,7 @@ func (r *waitingRoom) victimFor(w *waiter) *waiter {
 }
 
 // pressure is the chance that a newcomer pushes somebody out: none up to
-// PendingStart, then from 0.3 rising to 1 when the room is full.
+// PendingStart, then from PendingRate rising to 1 when the room is full.
 func (r *waitingRoom) pressure() float64 {
 	n, start, full := len(r.waiting), r.limits.PendingStart, r.limits.Pending
 	switch {
@@ -83,7 +83,8 @@ func (r *waitingRoom) pressure() float64 {
 	case n < start:
 		return 0
 	}
-	return 0.3 + 0.7*float64(n-start)/float64(full-start)
+	least := float64(r.limits.PendingRate) / 100
+	return least + (1-least)*float64(n-start)/float64(full-start)
 }
 
 func (r *waitingRoom) oldestSlow(newcomer *waiter, among func(*waiter) bool) *waiter {

@@ -132,7 +132,7 @@ func TestSourceIsWhatAnAddressCosts(t *testing.T) {
 // Guards against a limit that zero or a negative number switches off.
 func TestLimitsHaveNoUnlimited(t *testing.T) {
 	def := Limits{}.withDefaults()
-	if got := (Limits{Sessions: -1, LoginGrace: -1, WindowMemory: -1, LoginBytes: -1}).withDefaults(); got != def {
+	if got := (Limits{Sessions: -1, LoginGrace: -1, SessionMemory: -1, LoginBytes: -1}).withDefaults(); got != def {
 		t.Errorf("negative limits become %+v, want the defaults", got)
 	}
 	if def.LoginGrace != 20*time.Second || def.Sessions != 64 || def.Pending != 100 || def.KeepAlive != 15*time.Second ||

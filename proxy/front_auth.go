@@ -4,6 +4,7 @@ import (
 	"crypto/rsa"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -143,10 +144,16 @@ func (c *frontConn) logIn(grant Grant) error {
 	limits := c.front.limits
 	allowed := grant.MaxConnections
 	orDefault(&allowed, limits.ConnectionsPerPrincipal)
+	perMinute := grant.ConnectionsPerMinute
+	orDefault(&perMinute, defaultConnectionsPerMinute)
 	if !c.front.principals.take(grant.Principal, allowed) {
-		sentence := fmt.Sprintf("%s has %d connections already", grant.Principal, allowed)
-		return &ssh.BannerError{Err: errors.New(sentence), Message: "nixbastion: " + sentence + "\n"}
+		return c.refuseKnown(RefusedCount, fmt.Sprintf("%s has %d connections already", grant.Principal, allowed))
 	}
+	if !c.front.rates.of(grant.Principal, perMinute).Allow() {
+		c.front.principals.release(grant.Principal)
+		return c.refuseKnown(RefusedRate, fmt.Sprintf("%s opened more than %d connections in a minute; try again in a moment", grant.Principal, perMinute))
+	}
+	c.front.penalties.enter(c.remote.Addr())
 	c.grace.Stop()
 	c.front.room.leave(c.waiter)
 	c.granted = grant.Principal
@@ -154,6 +161,15 @@ func (c *frontConn) logIn(grant Grant) error {
 	c.unused = time.AfterFunc(limits.Unused, func() { c.abort("never used") })
 	c.alive = startKeepAlive(c)
 	return nil
+}
+
+// refuseKnown turns away who has a key that counts: that is no offence.
+func (c *frontConn) refuseKnown(why Refusal, sentence string) error {
+	c.front.refusals.count(why)
+	c.mu.Lock()
+	c.known = true
+	c.mu.Unlock()
+	return &ssh.BannerError{Err: errors.New(sentence), Message: "nixbastion: " + sentence + "\n"}
 }
 
 // identityOf returns who logged in, and an error if the key does not count any
@@ -216,15 +232,17 @@ func (c *frontConn) loginFailed(err error) {
 	a := &c.auth
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	defer c.penalise(c.offence(len(a.keys) > 0))
 	line := append(c.where(), "client", quotePeer(c.ident))
 	why := c.whyRefused(err)
 	reason := quotePeer(why)
 	if !a.tried {
 		c.front.metrics.Login(metrics.LoginFailed)
-		c.front.log.Info("ssh handshake failed", append(line, "reason", reason)...)
+		c.front.refusals.note(RefusedHandshake, slog.LevelInfo, "ssh handshake failed", append(line, "reason", reason)...)
 		return
 	}
 	c.front.metrics.Login(metrics.LoginRefused)
+	c.front.refusals.count(RefusedLogin)
 	c.front.log.Warn("ssh login refused", append(line,
 		"user", quotePeer(a.user), "keys", strings.Join(a.keys, ","), "reason", reason)...)
 	c.loginRefused(why)

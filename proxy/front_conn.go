@@ -42,6 +42,7 @@ type frontConn struct {
 	auth    authRecord
 	globals rate // owned by the goroutine of global requests
 
+	intake      intake       // what sessions have not read
 	gate        readGate     // what is received waits here while a session ends
 	received    atomic.Int64 // bytes, also a sign of life
 	sent        atomic.Int64 // bytes
@@ -53,6 +54,7 @@ type frontConn struct {
 	replay []byte          // read while looking for the identification line
 	ahead  []byte          // unread part of block
 	block  *[]byte         // from readBlocks, nil unless ahead has bytes
+	paid   bool            // there was memory for what was received, see front_memory.go
 	bulk   bool            // the last read filled what it was given
 
 	out       *sshconn.Writer
@@ -78,8 +80,10 @@ type frontConn struct {
 	jumping  int         // jumps
 	refusing int         // channels whose refusal is being written
 	opens    rate
-	why      string // why it ended, if not by the peer's will; the first reason stays
-	vanished bool   // the reason is that the peer was lost, see front_lost.go
+	fault    offence // what it is guilty of if it does not log in
+	known    bool    // it showed a key that counts
+	why      string  // why it ended, if not by the peer's will; the first reason stays
+	vanished bool    // the reason is that the peer was lost, see front_lost.go
 	// who has logged in, and when; nil before.
 	who   *Identity
 	since time.Time
@@ -88,6 +92,8 @@ type frontConn struct {
 
 func newFrontConn(ctx context.Context, f *Front, conn net.Conn) *frontConn {
 	c := &frontConn{Conn: conn, front: f, remote: addrPort(conn.RemoteAddr()), stopping: make(chan struct{})}
+	c.paid = true
+	c.intake.moved = make(chan struct{}, 1)
 	c.out = sshconn.NewWriter(senderFunc(c.send))
 	c.ctx, c.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	if socket, ok := conn.(syscall.Conn); ok {
@@ -141,6 +147,7 @@ func (c *frontConn) send(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	c.front.counters.sent.Add(int64(n))
 	c.sent.Add(int64(n))
+	c.noteSent(n)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		c.lose(stalled(limit))
 	}
@@ -202,12 +209,15 @@ func (c *frontConn) returnBlock() {
 const quickReads = 64
 
 func (c *frontConn) receive(p []byte) (int, error) {
+	c.awaitMemory()
 	n, err := c.Conn.Read(p)
 	c.noteLoss(err)
 	c.gate.pass()
 	received := c.received.Add(int64(n))
 	c.front.counters.received.Add(int64(n))
-	if !c.loggedIn.Load() && received > c.front.limits.LoginBytes {
+	if c.loggedIn.Load() {
+		c.paid = c.admit(n) // if not, the next read waits
+	} else if received > c.front.limits.LoginBytes {
 		c.abort("too much before the login")
 	}
 	if c.reads < quickReads && c.raw != nil && !c.commandSeen.Load() {

@@ -148,39 +148,6 @@ func TestSteadyRequestsAreNoFlood(t *testing.T) {
 	})
 }
 
-// Guards against G8: unread input of many sessions and connections, 2 MiB each.
-func TestWindowsOfAllSessionsShareABudget(t *testing.T) {
-	inMemory(t, withLimits(Limits{WindowMemory: 5*sessionWindow + 1}), func(s *site) {
-		var clients []*ssh.Client
-		var channels []ssh.Channel
-		for i := range 5 {
-			if i%2 == 0 {
-				clients = append(clients, s.login("nix", testKey("alice")))
-			}
-			ch, requests := s.channel(clients[len(clients)-1])
-			go ssh.DiscardRequests(requests)
-			s.request(ch, "exec", text("wait"))
-			if n, err := ch.Write(make([]byte, sessionWindow)); n != sessionWindow || err != nil {
-				s.Fatalf("fill a window: %d, %v", n, err)
-			}
-			channels = append(channels, ch)
-		}
-		stranger := s.login("nix", testKey("root"))
-		for _, client := range append(clients, stranger) {
-			s.refusedFor(client, ssh.ResourceShortage)
-		}
-		channels[0].Close()
-		s.settle(nil)
-		s.works(stranger)
-		clients[2].Close()
-		s.settle(nil)
-		s.works(clients[0])
-		if got := s.held().windows; got != 3 {
-			s.Errorf("%d windows are counted, want 3", got)
-		}
-	})
-}
-
 // Guards against G9: sockets that trickle bytes. Each is cut by the clock that
 // runs from accept, and meanwhile an honest client gets in at once.
 func TestTricklingSocketsKeepNobodyOut(t *testing.T) {

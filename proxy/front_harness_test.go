@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"nixbastion/policy"
 )
 
 // site is a Front with clients around it. In memory, inside a synctest bubble,
@@ -91,6 +93,8 @@ func newSite(t *testing.T, change func(*FrontOptions)) *site {
 	opts := FrontOptions{
 		HostKeys: []ssh.Signer{host}, Authorize: s.roster.authorize, Exec: runTestCommand,
 		Log: slog.New(slog.NewJSONHandler(s.book, nil)),
+		// Tests that fail to log in go on, but for those of penalties.
+		Penalties: func() policy.Penalties { return policy.Penalties{Off: true} },
 	}
 	if change != nil {
 		change(&opts)
@@ -445,16 +449,16 @@ func rsaSigner(t testing.TB, bits int) *rsaKey {
 }
 
 // holdings are what a Front holds for its clients.
-type holdings struct{ waiting, conns, principals, windows, slots, jumps int }
+type holdings struct{ waiting, conns, principals, sessions, slots, jumps int }
 
 // held waits until all is quiet in a bubble.
 func (s *site) held() holdings {
 	s.Helper()
 	synctest.Wait()
 	f := s.front
-	for _, mu := range []*sync.Mutex{&f.mu, &f.room.mu, &f.principals.mu, &f.windows.mu} {
+	for _, mu := range []*sync.Mutex{&f.mu, &f.room.mu, &f.principals.mu, &f.memory.mu} {
 		mu.Lock()
 		defer mu.Unlock()
 	}
-	return holdings{len(f.room.waiting), len(f.conns), len(f.principals.n), int(f.windows.used / sessionWindow), len(f.slots), len(f.jumps)}
+	return holdings{len(f.room.waiting), len(f.conns), len(f.principals.n), int(f.memory.used / sessionCost), len(f.slots), len(f.jumps)}
 }

@@ -44,7 +44,7 @@ func TestCommandOfASilentPeerEnds(t *testing.T) {
 		c.next(s)
 		c.must(s, &channelRequest{Type: "exec", Payload: text("wait")})
 		s.givenUp(c)
-		if s.held().windows != 0 {
+		if s.held().sessions != 0 {
 			s.Error("the session of a peer that is gone lives on")
 		}
 	})

@@ -44,7 +44,7 @@ func (c *frontConn) serveSession(conn *ssh.ServerConn, channel ssh.NewChannel) {
 		return
 	}
 	if refusal := c.takeSession(opens); refusal != "" {
-		c.front.log.Warn("ssh session refused", append(c.where(), "reason", refusal)...)
+		c.front.refusals.note(refusedFor(refusal), levelWarn, "ssh session refused", append(c.where(), "principal", c.granted, "reason", refusal)...)
 		c.refuse(channel, ssh.ResourceShortage, "nixbastion: "+refusal)
 		return
 	}
@@ -60,6 +60,7 @@ func (c *frontConn) serveSession(conn *ssh.ServerConn, channel ssh.NewChannel) {
 	if err != nil {
 		return // the connection is gone
 	}
+	c.refuseStderr(ch)
 	s := &frontSession{conn: c, who: who, channel: ch, requests: requests, gone: make(chan struct{})}
 	defer enrol(c, &c.serving, s, seen)()
 	s.run()
@@ -70,8 +71,18 @@ func (c *frontConn) logRefusedKey(who *Identity, err error) {
 	if who != nil {
 		line = append(line, who.keyText()...)
 	}
-	c.front.log.Warn("ssh session refused", line...)
+	c.front.refusals.note(RefusedSession, levelWarn, "ssh session refused", line...)
 	c.front.refusedTo(who, "session", err.Error())
+}
+
+// noMemory refuses a session or a jump.
+const noMemory = "sessions take too much memory on this host already; try again in a moment"
+
+func refusedFor(refusal string) Refusal {
+	if refusal == noMemory {
+		return RefusedMemory
+	}
+	return RefusedSession
 }
 
 // takeSession returns why there is no room for another session, "" if there is.
@@ -88,8 +99,8 @@ func (c *frontConn) takeSession(opens int) (refusal string) {
 		return fmt.Sprintf("more than %d channels opened in 10 s", limits.OpensPer10s)
 	case c.running >= limits.Sessions:
 		return fmt.Sprintf("more than %d sessions on one connection", limits.Sessions)
-	case !c.front.windows.take(sessionWindow):
-		return "too many sessions at once on this host"
+	case !c.openIntake():
+		return noMemory
 	}
 	c.running++
 	c.front.counters.sessions.Add(1)
@@ -99,7 +110,7 @@ func (c *frontConn) takeSession(opens int) (refusal string) {
 }
 
 func (c *frontConn) releaseSession() {
-	c.front.windows.release(sessionWindow)
+	c.closeIntake()
 	c.mu.Lock()
 	c.running--
 	c.front.counters.sessions.Add(-1)
@@ -259,7 +270,7 @@ func (s *frontSession) exec(ctx context.Context, command string) (status int) {
 	defer s.conn.shows(&now)()
 	return s.conn.front.exec(ctx, &Exec{
 		Identity: s.who, Command: command, Env: s.env, Terminal: s.terminal,
-		Stdin: s.channel, Stdout: stdout, Stderr: stderr,
+		Stdin: &input{s.conn, s.channel}, Stdout: stdout, Stderr: stderr,
 		Stopping: s.conn.stopping, Lost: s.conn.lost, Dismissed: s.conn.dismissed, Working: &s.conn.working, Operates: now.operate,
 	})
 }

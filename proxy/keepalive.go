@@ -62,7 +62,7 @@ func (k *keepAlive) look() (silent int, ask bool) {
 	if k.stopped {
 		return 0, false
 	}
-	if received := k.conn.received.Load(); received != k.seen {
+	if received := k.conn.received.Load(); received != k.seen || k.conn.intake.held.Load() {
 		k.seen, k.silent = received, 0
 	} else {
 		k.silent++

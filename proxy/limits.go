@@ -4,7 +4,6 @@ import (
 	"errors"
 	"math"
 	"net/netip"
-	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -30,9 +29,9 @@ type Limits struct {
 	// Default 100: a handshake costs 3 ms of CPU, so more would not be faster.
 	Pending int
 	// PendingStart is the number from which on newcomers push out slow logins,
-	// with a chance that rises from 30 % to certainty at Pending. Default 10, as
-	// OpenSSH's MaxStartups 10:30:100.
-	PendingStart int
+	// with a chance that rises from PendingRate percent to certainty at Pending.
+	// Default 10 and 30, as OpenSSH's MaxStartups 10:30:100.
+	PendingStart, PendingRate int
 	// PendingPerSource is how many slow logins one address (IPv4) or /64 (IPv6) may
 	// have, and its fair share when all of Pending is taken. Default 10.
 	PendingPerSource int
@@ -62,10 +61,11 @@ type Limits struct {
 	// connection. The same number bounds global requests, and requests of a
 	// running session. Default 200.
 	OpensPer10s int
-	// WindowMemory is what unread input of all sessions together may take, in
-	// bytes, at 2 MiB per session: the window of x/crypto/ssh. Sessions beyond
-	// it are refused. Default a quarter of GOMEMLIMIT if that is set, else 4 GiB.
-	WindowMemory int64
+	// SessionMemory is what all sessions and jumps together, and input that they have
+	// not read, may take, in bytes. Sessions beyond it are refused, and connections that
+	// send more wait until it is read. Default a quarter of GOMEMLIMIT if that is set,
+	// and at most 256 MiB.
+	SessionMemory int64
 	// SessionStart is how long a channel may live without asking for a command.
 	// Default 10 s. It is extended up to twelve times while the connection is
 	// busy: a request may be queued behind the uploads of other channels.
@@ -81,7 +81,7 @@ type Limits struct {
 
 	// Jumps is the number of jumps to other hosts at one time per connection.
 	// Default 32. All connections together have at most a quarter of Connections
-	// and of WindowMemory for jumps, so that they cannot keep sessions out.
+	// for jumps, so that they cannot keep sessions out.
 	Jumps int
 	// JumpDial is the time for a jump to be resolved and connected. Default 10 s.
 	JumpDial time.Duration
@@ -104,11 +104,10 @@ type Limits struct {
 }
 
 const (
+	// defaultConnectionsPerMinute applies where a Grant names no number.
+	defaultConnectionsPerMinute = 6000
 	// maxUserBytes bounds the login name; longer ones are refused.
 	maxUserBytes = 256
-	// sessionWindow is channelWindowSize of x/crypto/ssh, in bytes: what a peer may
-	// send into a channel that nobody reads.
-	sessionWindow = 2 << 20
 	// startExtensions is how often SessionStart is extended on a busy connection.
 	startExtensions = 12
 	// floodFactor times OpensPer10s ends a connection: refusing costs a goroutine
@@ -122,6 +121,7 @@ func (l Limits) withDefaults() Limits {
 	orDefault(&l.AuthTries, 20)
 	orDefault(&l.Pending, 100)
 	orDefault(&l.PendingStart, 10)
+	orDefault(&l.PendingRate, 30)
 	orDefault(&l.PendingPerSource, 10)
 	orDefault(&l.SlowLogin, 2*time.Second)
 	orDefault(&l.Connections, 10_000)
@@ -130,7 +130,7 @@ func (l Limits) withDefaults() Limits {
 	orDefault(&l.Unused, 10*time.Minute)
 	orDefault(&l.Sessions, 64)
 	orDefault(&l.OpensPer10s, 200)
-	orDefault(&l.WindowMemory, defaultWindowMemory())
+	orDefault(&l.SessionMemory, memoryLimit())
 	orDefault(&l.SessionStart, 10*time.Second)
 	orDefault(&l.Requests, 64)
 	orDefault(&l.EnvVars, 32)
@@ -150,14 +150,6 @@ func orDefault[T int | int64 | time.Duration](field *T, value T) {
 	if *field <= 0 {
 		*field = value
 	}
-}
-
-func defaultWindowMemory() int64 {
-	limit := debug.SetMemoryLimit(-1) // a negative input only reads it
-	if limit == math.MaxInt64 {
-		return 4 << 30
-	}
-	return max(limit/4, sessionWindow)
 }
 
 // openConnections is Connections lowered to what file descriptors allow.
@@ -237,28 +229,4 @@ func (t *tally) release(name string) {
 	if t.n[name]--; t.n[name] == 0 {
 		delete(t.n, name)
 	}
-}
-
-// budget is an amount of bytes that is shared by all.
-type budget struct {
-	limit int64
-
-	mu   sync.Mutex
-	used int64
-}
-
-func (b *budget) take(n int64) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.used+n > b.limit {
-		return false
-	}
-	b.used += n
-	return true
-}
-
-func (b *budget) release(n int64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.used -= n
 }

@@ -54,14 +54,16 @@ type Proxy struct {
 	hostKey ssh.PublicKey
 	tmpDir  string // for what need not outlive a client
 
-	front   *Front
-	cache   *cache.Cache
-	router  *route.Router
-	pool    *upstream.Pool
-	builds  *builds
-	found   *finder
-	signing *signing
-	drains  *drains
+	front *Front
+	// refusals count who is turned away, and why.
+	refusals *refusals
+	cache    *cache.Cache
+	router   *route.Router
+	pool     *upstream.Pool
+	builds   *builds
+	found    *finder
+	signing  *signing
+	drains   *drains
 	// sleepers wake builders and put them to sleep.
 	sleepers *sleepers
 
@@ -120,7 +122,12 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 		return err
 	}
 	p.sleepers = newSleepers(ctx, p.pool, p.router, p.drains.drained, p.log)
+	p.refusals = newRefusals(p.log)
 	p.front, err = NewFront(FrontOptions{
+		Limits:          frontLimits(pol.SSH.Limits),
+		Penalties:       func() policy.Penalties { return p.policy.Current().SSH.Penalties },
+		ProxyProtocol:   func() []netip.Prefix { return p.policy.Current().SSH.ProxyProtocol },
+		refusals:        p.refusals,
 		HostKeys:        []ssh.Signer{hostKey},
 		HostCertificate: p.hostCertificate,
 		Authorize:       p.authorize,
@@ -156,6 +163,7 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 	}
 	p.builds = &builds{
 		router: p.router, pool: p.pool, cache: p.cache, policy: p.policy, logDir: p.tmpDir, sleepers: p.sleepers, drained: p.drains.drained, metrics: p.metrics,
+		rates: newRates(), refusals: p.refusals,
 		inflight: inflight, ledger: ledger, differences: newDifferences(p.log), suspects: newSuspects(p.router), proofs: make(chan struct{}, maxProofs), fetchCtx: fetchCtx, audit: p.audit,
 	}
 	if pol.Scheduling.History != "" {
@@ -257,7 +265,8 @@ func (p *Proxy) authorize(key ssh.PublicKey, remote netip.Addr) (Grant, error) {
 	}
 	return Grant{
 		Principal: access.Principal.Name, MaxConnections: access.Principal.MaxConnections,
-		Certificate: access.Certificate, Data: access,
+		ConnectionsPerMinute: int(access.Principal.ConnectionsPerMinute),
+		Certificate:          access.Certificate, Data: access,
 	}, nil
 }
 

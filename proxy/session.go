@@ -230,6 +230,9 @@ func (s *session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath n
 	if err := s.mayBuild(mode); err != nil {
 		return nil, err
 	}
+	if err := s.builds.awaitTurn(ctx, s, drvPath, log); err != nil {
+		return nil, err
+	}
 	o, err := s.order(drvPath, drv, mode)
 	if err != nil {
 		return nil, err

@@ -29,6 +29,9 @@ type statusAnswer struct {
 	Policy *policyStatus `json:"policy,omitempty"`
 	// Totals are for the admin alone.
 	Totals *totals `json:"totals,omitempty"`
+	// Refusals are how many were turned away, or made to wait, since the start, by the
+	// limit. It is there for the admin alone, and if there were any.
+	Refusals map[Refusal]uint64 `json:"refusals,omitempty"`
 }
 
 // builderStatus is one builder.
@@ -104,6 +107,7 @@ func (p *Proxy) status(a *asker, args []string) (answer, error) {
 		s.Policy = p.reloads.status(p.policy.Current())
 		s.Totals = p.totals(a, time.Now())
 	}
+	s.addRefusals(a, p.Refusals())
 	return s, nil
 }
 
@@ -229,6 +233,7 @@ func (s *statusAnswer) print(page *page) {
 	if more := s.QueueLength - len(s.Queue); more > 0 && s.Queue != nil {
 		page.line("  and %d more", more)
 	}
+	s.printRefusals(page)
 }
 
 func (b *builderStatus) row() []string {

@@ -30,6 +30,7 @@ func (c serveCmd) Run() (failure error) {
 		return reportMistakes(err)
 	}
 	log := newLogger(live.Current().Log)
+	limitMemory()
 	tuneMemory()
 	defer tuneProcessors()()
 

@@ -43,6 +43,7 @@ func startGate(t *testing.T) *gate {
 				{Name: "alice", Keys: []testbed.Key{g.alice}},
 				{Name: "reader", Keys: []testbed.Key{g.reader}, Role: "read"},
 			},
+			Extra: "ssh: {per_source_penalties: off}\n", // one refused login after another is tried here
 		})
 		return g, g.proxy
 	})
@@ -224,7 +225,7 @@ func (g *gate) testRevokedKey(t *testing.T) {
 		}
 	}
 	revoke("")
-	withPolicy(t, g.proxy, func(spec *world.ProxySpec) { spec.Extra = "revoked_keys: " + file + "\n" })
+	withPolicy(t, g.proxy, func(spec *world.ProxySpec) { spec.Extra += "revoked_keys: " + file + "\n" })
 	ping := "nix store ping --store " + storeURI("ssh-ng", g.alice)
 	g.client.MustShell(t, ping)
 	revoke(fingerprint(g.alice) + "\n")

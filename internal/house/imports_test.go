@@ -55,6 +55,7 @@ var onlyIn = map[string]string{
 	"go.etcd.io/bbolt":                                        "cache",
 	"github.com/prometheus/client_golang/prometheus":          "internal/metrics",
 	"github.com/prometheus/client_golang/prometheus/promhttp": "internal/metrics",
+	"github.com/pires/go-proxyproto":                          "proxy",
 }
 
 type goPackage struct {
