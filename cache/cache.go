@@ -141,8 +141,8 @@ func (c *Cache) beginBackground(ctx context.Context, incomplete bool) {
 	c.mu.Lock()
 	c.scanEnded = ended
 	c.mu.Unlock()
+	c.scanning.Store(incomplete)
 	if incomplete {
-		c.scanning.Store(true)
 		c.background.Go(func() {
 			defer close(ended)
 			c.rebuild(ctx)

@@ -26,6 +26,10 @@ func TestMain(m *testing.M) {
 		writeUntilKilled(dir)
 		return
 	}
+	if dir := os.Getenv(retiringDir); dir != "" {
+		writeAndRetire(dir)
+		return
+	}
 	if dir := os.Getenv(readerDir); dir != "" {
 		readMany(dir)
 		return
