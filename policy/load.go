@@ -3,6 +3,7 @@ package policy
 import (
 	"log/slog"
 	"path/filepath"
+	"time"
 
 	"nixbastion/internal/nix"
 )
@@ -53,6 +54,8 @@ func (d *decoder) decode(text []byte) {
 // Defaults of what a file does not say.
 const (
 	defaultListen     = ":22"
+	defaultDrain      = time.Minute
+	maxDrain          = 24 * time.Hour
 	defaultCacheSize  = 50 << 30
 	defaultScrubRate  = 8 << 20
 	defaultNarSize    = 64 << 30
@@ -70,7 +73,7 @@ const (
 
 func defaults() *Policy {
 	return &Policy{
-		Listen:  []string{defaultListen},
+		Listen: []string{defaultListen}, DrainTimeout: defaultDrain,
 		Cache:   Cache{Size: defaultCacheSize, SpoolReserve: -1, ScrubRate: defaultScrubRate},
 		Limits:  Limits{NarSize: defaultNarSize, BuildLog: defaultBuildLog},
 		Log:     Log{Level: slog.LevelInfo, Format: "json"},

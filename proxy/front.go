@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	shell "github.com/gliderlabs/ssh"
@@ -87,6 +88,10 @@ type Exec struct {
 	// Stopping is closed when the front begins to shut down: finish what runs,
 	// begin nothing new.
 	Stopping <-chan struct{}
+	// Draining is closed when the front begins to drain: all goes on, and who asks
+	// for nothing for DrainIdle, which is known then, is ended.
+	Draining  <-chan struct{}
+	DrainIdle func() time.Duration
 	// Lost reports, once Stdin or the context has ended, whether that is since the
 	// client was lost: it fell silent, or its connection was reset. One that closes
 	// its connection, or is killed, is not. Nil says that nobody is ever lost.
@@ -147,6 +152,8 @@ type Front struct {
 	slots      chan struct{} // one per open connection and jump
 	jumps      chan struct{} // one per jump
 	stopping   chan struct{} // closed when Shutdown begins
+	draining   chan struct{} // closed when Drain begins
+	drainIdle  atomic.Int64  // nanoseconds; set before that
 
 	wg sync.WaitGroup // Serve calls and connections
 
@@ -187,6 +194,7 @@ func NewFront(opts FrontOptions) (*Front, error) {
 		slots:      make(chan struct{}, limits.openConnections()),
 		jumps:      make(chan struct{}, limits.jumpPlaces()),
 		stopping:   make(chan struct{}),
+		draining:   make(chan struct{}),
 		listeners:  make(map[net.Listener]struct{}),
 		conns:      make(map[*frontConn]struct{}),
 	}, nil

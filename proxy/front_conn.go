@@ -61,14 +61,16 @@ type frontConn struct {
 
 	sessions sync.WaitGroup // and jumps
 
-	mu       sync.Mutex // guards what follows
-	ended    bool       // no more sessions
-	running  int        // sessions
-	jumping  int        // jumps
-	refusing int        // channels whose refusal is being written
-	opens    rate
-	why      string // why it ended, if not by the peer's will; the first reason stays
-	vanished bool   // the reason is that the peer was lost, see front_lost.go
+	mu      sync.Mutex // guards what follows
+	ended   bool       // no more sessions
+	running int        // sessions
+	jumping int        // jumps
+	// quietSince is since when there is neither, while the front drains.
+	quietSince time.Time
+	refusing   int // channels whose refusal is being written
+	opens      rate
+	why        string // why it ended, if not by the peer's will; the first reason stays
+	vanished   bool   // the reason is that the peer was lost, see front_lost.go
 }
 
 func newFrontConn(ctx context.Context, f *Front, conn net.Conn) *frontConn {

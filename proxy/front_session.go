@@ -246,7 +246,7 @@ func (s *frontSession) exec(ctx context.Context, command string) (status int) {
 	return s.conn.front.exec(ctx, &Exec{
 		Identity: s.who, Command: command, Env: s.env, Terminal: s.terminal,
 		Stdin: s.channel, Stdout: stdout, Stderr: stderr,
-		Stopping: s.conn.front.stopping, Lost: s.conn.lost,
+		Stopping: s.conn.front.stopping, Draining: s.conn.front.draining, DrainIdle: s.conn.front.idleInDrain, Lost: s.conn.lost,
 	})
 }
 

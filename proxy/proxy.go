@@ -35,6 +35,12 @@ type Options struct {
 	// Version is the proxy's own version, shown to clients beside Nix's.
 	Version string
 	Log     *slog.Logger
+	// BeforeStore is called when all is ready but the store and what was learned,
+	// which another process may have until it returns. Nil where there is none.
+	BeforeStore func() error
+	// Predecessor is closed when the process that had the store before has ended.
+	// Nil if there is none.
+	Predecessor <-chan struct{}
 }
 
 // Proxy answers Nix clients over SSH. Make one with [New], run it with Serve,
@@ -68,15 +74,16 @@ type Proxy struct {
 // yet.
 func New(ctx context.Context, opts Options) (*Proxy, error) {
 	p := &Proxy{policy: opts.Policy, version: opts.Version, log: opts.Log}
-	if err := p.open(ctx); err != nil {
+	if err := p.open(ctx, opts.BeforeStore); err != nil {
 		return nil, err
 	}
+	p.awaitPredecessor(opts.Predecessor)
 	p.apply(p.policy.Current())
 	p.warnOfHostCertificate()
 	return p, nil
 }
 
-func (p *Proxy) open(ctx context.Context) (err error) {
+func (p *Proxy) open(ctx context.Context, beforeStore func() error) (err error) {
 	pol := p.policy.Current()
 	if err := os.MkdirAll(pol.StateDir, 0o700); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
@@ -93,6 +100,11 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 		return err
 	}
 	p.hostKey = hostKey.PublicKey()
+	if beforeStore != nil {
+		if err := beforeStore(); err != nil {
+			return err
+		}
+	}
 	p.learned = newLearned(pol.StateDir, p.log)
 	p.router = route.New(route.Options{History: p.learned.load(), StarveAfter: pol.Scheduling.StarveAfter})
 	p.loads = newLoads(p.policy, p.router, p.log)
@@ -323,6 +335,7 @@ func (p *Proxy) serveDaemon(ctx context.Context, x *Exec, log *slog.Logger) int 
 		Trust:         trustOf(principal.Role),
 		Refuse:        p.refusal(principal),
 		Stopping:      x.Stopping,
+		Draining:      worker.Draining{Begun: x.Draining, Idle: x.DrainIdle},
 		OnError:       func(op string, err error) { log.Error("operation failed", "op", op, "error", err) },
 	})
 	return ended(x, err, log)
@@ -345,6 +358,7 @@ func (p *Proxy) serveStore(ctx context.Context, x *Exec, write bool, log *slog.L
 		Write:    write,
 		Refuse:   p.refusal(principal),
 		Stopping: x.Stopping,
+		Draining: serve.Draining{Begun: x.Draining, Idle: x.DrainIdle},
 		Stderr:   x.Stderr,
 		SpoolDir: spoolDir,
 		OnError:  func(op string, err error) { log.Error("operation failed", "op", op, "error", err) },

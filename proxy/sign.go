@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"nixbastion/cache"
@@ -47,6 +48,8 @@ type signing struct {
 	policy *policy.Live
 	log    *slog.Logger
 
+	off atomic.Bool // another process has the store
+
 	mu   sync.Mutex
 	stop context.CancelFunc // of the passes that run; nil if none do
 	wg   sync.WaitGroup
@@ -57,6 +60,9 @@ type signing struct {
 // moment. Passes for the old keys end.
 func (s *signing) prepare(next *policy.Policy) {
 	s.halt()
+	if s.off.Load() {
+		return
+	}
 	for i := range next.Domains {
 		dom := &next.Domains[i]
 		if err := s.cache.KeysChange(dom.Name, dom.SignersName()); err != nil {
@@ -69,6 +75,9 @@ func (s *signing) prepare(next *policy.Policy) {
 // costs next to nothing if that was done before. It ends with ctx.
 func (s *signing) begin(ctx context.Context) {
 	s.halt()
+	if s.off.Load() {
+		return
+	}
 	ctx, stop := context.WithCancel(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()

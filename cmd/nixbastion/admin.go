@@ -49,7 +49,7 @@ type askFunc func(ctx context.Context, words []string) (string, error)
 type changeFunc func(words []string) (string, error)
 
 // changes are the paths of what is changed.
-var changes = []string{"/drain", "/undrain"}
+var changes = []string{"/drain", "/undrain", "/upgrade"}
 
 // admin is the socket and who answers on it.
 type admin struct {
@@ -58,8 +58,10 @@ type admin struct {
 	change changeFunc
 	cache  *cache.Cache
 	log    *slog.Logger
-	server *http.Server
-	served chan error
+	// listener is handed on in an upgrade.
+	listener *net.UnixListener
+	server   *http.Server
+	served   chan error
 	// open is read-locked by commands on the store, which must not outlive it, and
 	// locked for good at the end.
 	open sync.RWMutex
@@ -72,7 +74,12 @@ func startAdmin(live *policy.Live, ask askFunc, change changeFunc, store *cache.
 	if err != nil {
 		return nil, fmt.Errorf("listen on the admin's socket %s: %w\nhint: %s", path, err, adminHint(err))
 	}
-	a := &admin{policy: live, ask: ask, change: change, cache: store, log: log, served: make(chan error, 1)}
+	return startAdminOn(listener, live, ask, change, store, log), nil
+}
+
+// startAdminOn answers on a socket until stop.
+func startAdminOn(listener *net.UnixListener, live *policy.Live, ask askFunc, change changeFunc, store *cache.Cache, log *slog.Logger) *admin {
+	a := &admin{policy: live, ask: ask, change: change, cache: store, log: log, listener: listener, served: make(chan error, 1)}
 	a.server = &http.Server{
 		Handler: a, ConnContext: withPeer, MaxHeaderBytes: adminHeaderBytes,
 		ReadTimeout: adminReadTimeout, WriteTimeout: adminWriteTimeout, IdleTimeout: adminReadTimeout,
@@ -81,7 +88,13 @@ func startAdmin(live *policy.Live, ask askFunc, change changeFunc, store *cache.
 	go func() {
 		a.served <- a.server.Serve(&fewConns{UnixListener: listener, room: make(chan struct{}, adminConns)})
 	}()
-	return a, nil
+	return a
+}
+
+// leave is stop for a process whose socket another one has.
+func (a *admin) leave(ctx context.Context) error {
+	a.listener.SetUnlinkOnClose(false)
+	return a.stop(ctx)
 }
 
 // stop removes the socket, and waits for those who are being answered until ctx

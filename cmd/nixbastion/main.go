@@ -21,6 +21,7 @@ type cli struct {
 	Status   statusCmd   `cmd:"" help:"Print builders, slots and queue of the running proxy."`
 	Why      whyCmd      `cmd:"" help:"Print where the running proxy would build something, and why."`
 	Drain    drainCmd    `cmd:"" help:"Keep new builds from a builder until undrain, and let those that run there end."`
+	Upgrade  upgradeCmd  `cmd:"" help:"Start the program anew, to take the place of the running proxy, which ends its builds."`
 	Undrain  undrainCmd  `cmd:"" help:"Let a drained builder have builds again."`
 	Key      keyCmd      `cmd:"" help:"Make keys that sign store paths, and show their public halves."`
 	Cache    cacheCmd    `cmd:"" help:"Look at the store of the proxy, running or not, and change it."`

@@ -12,6 +12,9 @@ import (
 // ErrHangUp says that a client went away while an operation ran for it.
 var ErrHangUp = wire.ErrHangUp
 
+// Draining ends sessions in which nothing is asked for, once it has begun.
+type Draining = wire.Draining
+
 // ServeOptions say how a server presents itself.
 type ServeOptions struct {
 	// DaemonVersion is the version of Nix that clients are told, for people
@@ -29,6 +32,8 @@ type ServeOptions struct {
 	// Stopping ends the session between two operations once it is closed. May be
 	// nil.
 	Stopping <-chan struct{}
+	// Draining ends a session in which nothing is asked for. May be zero.
+	Draining Draining
 	// Limits bound what a client may send.
 	Limits Limits
 	// OnHandshake is called once with the version that was agreed on. May be nil.
@@ -59,7 +64,7 @@ func Serve(ctx context.Context, rw io.ReadWriter, store nix.Store, opts ServeOpt
 	if opts.OnHandshake != nil {
 		opts.OnHandshake(s.version)
 	}
-	for s.r.MoreUntil(opts.Stopping) {
+	for s.r.MoreUntil(opts.Stopping, opts.Draining) {
 		if err := s.serveOp(ctx); err != nil {
 			return err
 		}
