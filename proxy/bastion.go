@@ -102,6 +102,7 @@ func (c *frontConn) releaseJump() {
 	c.front.releaseJump()
 	c.mu.Lock()
 	c.jumping--
+	c.quietSince = time.Now()
 	c.mu.Unlock()
 	c.sessions.Done()
 }

@@ -65,7 +65,7 @@ type frontConn struct {
 	ended   bool       // no more sessions
 	running int        // sessions
 	jumping int        // jumps
-	// quietSince is since when there is neither, while the front drains.
+	// quietSince is when the last of them ended, or when a drain began without any.
 	quietSince time.Time
 	refusing   int // channels whose refusal is being written
 	opens      rate

@@ -42,7 +42,7 @@ func (f *Front) Drain(ctx context.Context, d Draining) {
 // drainOnce closes what is done and reports whether anything else is left.
 func (f *Front) drainOnce(now time.Time, jumps bool) (left bool) {
 	f.each(func(c *frontConn) {
-		if c.drain1(now, jumps) {
+		if c.drained(now, jumps) {
 			left = true
 		}
 	})
@@ -52,13 +52,16 @@ func (f *Front) drainOnce(now time.Time, jumps bool) (left bool) {
 // idleInDrain is how long a session may ask for nothing, once the front drains.
 func (f *Front) idleInDrain() time.Duration { return time.Duration(f.drainIdle.Load()) }
 
-// drain1 closes the connection if nothing was done on it for a while, and reports
+// drained closes the connection if nothing was done on it for a while, and reports
 // whether it is waited for.
-func (c *frontConn) drain1(now time.Time, jumps bool) bool {
+func (c *frontConn) drained(now time.Time, jumps bool) bool {
+	if !c.loggedIn.Load() {
+		return true // until it is, or gone: logins have a limit of their own
+	}
 	c.mu.Lock()
 	busy := c.running > 0 || c.jumping > 0
 	waited := c.running > 0 || c.jumping > 0 && jumps
-	if busy || c.quietSince.IsZero() {
+	if c.quietSince.IsZero() {
 		c.quietSince = now
 	}
 	quiet := now.Sub(c.quietSince)
@@ -66,8 +69,8 @@ func (c *frontConn) drain1(now time.Time, jumps bool) bool {
 	if busy {
 		return waited
 	}
-	if quiet >= drainLinger && c.loggedIn.Load() {
+	if quiet >= drainLinger {
 		c.abort("drained")
 	}
-	return true // until it is gone; logins have a limit of their own
+	return true // until it is gone
 }

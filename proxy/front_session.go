@@ -92,6 +92,7 @@ func (c *frontConn) releaseSession() {
 	c.front.windows.release(sessionWindow)
 	c.mu.Lock()
 	c.running--
+	c.quietSince = time.Now()
 	c.mu.Unlock()
 	if c.front.isStopping() {
 		c.closeIfUnused()
