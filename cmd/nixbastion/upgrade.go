@@ -89,7 +89,7 @@ func (s *server) startSuccessor() (*successor, error) {
 	}
 	environment = append(environment, handOverVariable+"="+handOverVersion+" "+strconv.Itoa(len(files)))
 	files = append(files, uintptr(theirs))
-	pid, err := syscall.ForkExec(programPath, os.Args, &syscall.ProcAttr{Env: environment, Files: files})
+	pid, err := syscall.ForkExec(programPath, append([]string{programPath}, os.Args[1:]...), &syscall.ProcAttr{Env: environment, Files: files})
 	if err != nil {
 		ours.Close()
 		return nil, fmt.Errorf("start %s: %w", programPath, err)
