@@ -22,6 +22,9 @@ type serveCmd struct {
 	Config string `help:"The policy file." required:"" type:"path"`
 }
 
+// began is when the process did.
+var began = time.Now()
+
 // shutdownTimeout is how long what still runs gets to end once the time to drain is
 // over.
 const shutdownTimeout = 20 * time.Second
@@ -144,7 +147,7 @@ func (s *server) run(config string) error {
 
 // serving returns when that is to end.
 func (s *server) serving(ctx context.Context, config string, served chan error) error {
-	s.log.Info("serving", "version", version, "listen", addressesOf(s.doors), "config", config)
+	s.log.Info("serving", "version", version, "listen", addressesOf(s.doors), "config", config, "after", time.Since(began).Round(time.Millisecond).String())
 	notify(s.log, daemon.SdNotifyReady, statusText("serving on %s", strings.Join(addressesOf(s.doors), ", ")))
 	go watchdog(ctx, watchdogInterval(s.log), s.proxy.Alive, s.log)
 	select {

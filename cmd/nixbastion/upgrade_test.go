@@ -25,7 +25,7 @@ func TestNobodyNoticesAnUpgrade(t *testing.T) {
 	s.hears("READY=1")
 	first := s.onlyOneRuns()
 	stop := s.clients(loginsEvery)
-	for round := range 3 {
+	for round := range 2 {
 		open := s.daemon()
 		old := s.running()[0]
 		s.forget()
@@ -127,7 +127,7 @@ func TestARestartRefusesNobody(t *testing.T) {
 	}
 	stop := s.clients(loginsEvery)
 	cmd := start()
-	for range 3 {
+	for range 2 {
 		s.hears("READY=1")
 		open := s.daemon()
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
