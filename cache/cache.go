@@ -117,7 +117,7 @@ type Cache struct {
 
 // Open opens the cache in a directory and answers at once: what a crash left
 // outside the index is looked for in the background. It fails if another process
-// has the cache open. The context bounds nothing but the opening.
+// has the cache open, unless that has retired. The context bounds nothing but the opening.
 func Open(ctx context.Context, o Options) (*Cache, error) {
 	o, err := o.withDefaults()
 	if err != nil {
