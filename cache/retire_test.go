@@ -48,6 +48,7 @@ func TestWhatARetiredCacheTakesInIsAdopted(t *testing.T) {
 	small := obj("small", "2", before.info.Path)
 	large := obj("large", strings.Repeat("x", syncAlone+1))
 	public := obj("public", "3")
+	absent(t, next, "team", small.info.Path)
 	small.receive(t, old, in("team"))
 	small.holds(t, next, "team")
 	absent(t, next, "others", small.info.Path)
@@ -315,4 +316,22 @@ func session(t *testing.T, c *Cache, prefix string) {
 	for _, o := range mine {
 		o.holds(t, c, "team")
 	}
+}
+
+// Guards against paths that are lost since nobody was there to adopt them when the
+// process ended that took them in.
+func TestWhatNobodyAdoptedIsAdoptedAtTheNextStart(t *testing.T) {
+	dir := newDir(t)
+	old := openCache(t, Options{Dir: dir})
+	o, late := obj("o", "1"), obj("late", "2")
+	o.receive(t, old, in("team"))
+	retire(t, old)
+	late.receive(t, old, Grant{Domain: "team", Provenance: Signed, Public: true})
+	closeCache(t, old)
+	next := openCache(t, Options{Dir: dir})
+	o.holds(t, next, "team")
+	late.holds(t, next, "others")
+	alone(t, next)
+	flushed(t, next)
+	wantFiles(t, filepath.Join(dir, tmpDir), "", 1) // our lock
 }

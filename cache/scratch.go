@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -38,6 +39,9 @@ func openScratch(root *os.Root) (*scratch, error) {
 		dir := path.Join(tmpDir, strconv.Itoa(os.Getpid()))
 		if n > 0 {
 			dir += "-" + strconv.Itoa(n)
+		}
+		if slices.ContainsFunc(before, func(p *predecessor) bool { return p.dir == dir }) {
+			continue // it had our number, as it has in a container
 		}
 		lock, err := tryLock(root, dir+lockSuffix)
 		if errors.Is(err, syscall.EWOULDBLOCK) {

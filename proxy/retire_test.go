@@ -79,6 +79,9 @@ func TestBuildsOutliveAnUpgrade(t *testing.T) {
 	if valid, err := carol.QueryValidPaths(t.Context(), []nix.StorePath{input.info.Path, later.info.Path}, false); err != nil || len(valid) != 2 {
 		t.Errorf("valid in the new process: %v, %v", valid, err)
 	}
+	if err := old.Reload(); err != nil || strings.Contains(l.log.String(), `"level":"ERROR"`) {
+		t.Errorf("reload of the old process: %v; the log:\n%s", err, l.log)
+	}
 	close(gate)
 	for range 2 {
 		if err := <-results; err != nil {

@@ -97,7 +97,7 @@ func (s *stand) link(to string) {
 
 func (s *stand) writePolicy(more string) {
 	s.Helper()
-	text := fmt.Sprintf("listen: [\"%s\"]\nstate_dir: state\ndrain_timeout: 30s\nprincipals:\n  - {name: anna, role: full, keys: [\"%s\"]}\n%s",
+	text := fmt.Sprintf("listen: [\"%s\"]\nstate_dir: state\ndrain_timeout: 24h\nprincipals:\n  - {name: anna, role: full, keys: [\"%s\"]}\n%s",
 		s.address, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(s.key.PublicKey()))), more)
 	if err := os.WriteFile(s.file("config.yaml"), []byte(text), 0o600); err != nil {
 		s.Fatal(err)
@@ -291,15 +291,15 @@ func (s *stand) clients(every time.Duration) (stop func() int) {
 	}
 }
 
-// worker is a session of the worker protocol that is open between two operations.
+// openSession is a session of the serve protocol.
 type openSession struct {
 	client *ssh.Client
 	in     io.WriteCloser
 	out    *bufio.Reader
 }
 
-// daemon opens one and shakes hands, as far as the version.
-func (s *stand) daemon() *openSession {
+// open begins one.
+func (s *stand) open() *openSession {
 	s.Helper()
 	client, err := ssh.Dial("tcp", s.address, &ssh.ClientConfig{
 		User: "nix", Auth: []ssh.AuthMethod{ssh.PublicKeys(s.key)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(),
@@ -352,10 +352,27 @@ func (o *openSession) receive(s *stand, n int) []uint64 {
 	return words
 }
 
-// works asks which of no paths are valid.
+// validPaths is the question which of no paths are valid.
+var validPaths = []uint64{1, 0, 0, 0}
+
+// asksOn asks again and again, until it gets no answer.
+func (o *openSession) asksOn() {
+	question := make([]byte, 8*len(validPaths))
+	question[0] = byte(validPaths[0])
+	for answer := make([]byte, 8); ; {
+		if _, err := o.in.Write(question); err != nil {
+			return
+		}
+		if _, err := io.ReadFull(o.out, answer); err != nil {
+			return
+		}
+	}
+}
+
+// works asks once.
 func (o *openSession) works(s *stand) {
 	s.Helper()
-	o.send(s, 1, 0, 0, 0)
+	o.send(s, validPaths...)
 	if got := o.receive(s, 1); got[0] != 0 {
 		s.Errorf("%d of no paths are valid", got[0])
 	}

@@ -133,6 +133,9 @@ func (s *server) upgrade(ctx context.Context) (string, error) {
 		return "", errors.New("another process has taken the place of this one already")
 	default:
 	}
+	if err := mayBeReplaced(); err != nil {
+		return "", err
+	}
 	began := time.Now()
 	next, err := s.startSuccessor()
 	if err != nil {
@@ -151,6 +154,18 @@ func (s *server) upgrade(ctx context.Context) (string, error) {
 	close(s.replaced)
 	return fmt.Sprintf("process %d serves now, with version %s, after %s; process %d (version %s) ends when its sessions have ended\n",
 		next.process.Pid, version, took, os.Getpid(), versionOfUs()), nil
+}
+
+// mayBeReplaced refuses where the end of this process would take the new one along.
+func mayBeReplaced() error {
+	pid := strconv.Itoa(os.Getpid())
+	switch {
+	case pid == "1":
+		return errors.New("this process is the first of its container, which ends with it\nhint: have an init in the container (docker run --init), or start another container")
+	case os.Getenv("SYSTEMD_EXEC_PID") == pid && os.Getenv("NOTIFY_SOCKET") == "":
+		return errors.New("systemd would stop the new process with this one, as it cannot be told of it\nhint: say Type=notify-reload in the unit, as systemd/nixbastion.service has it, and restart once")
+	}
+	return nil
 }
 
 func versionOfUs() string { return version }
