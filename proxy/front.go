@@ -20,7 +20,9 @@ import (
 //
 //	front.go            listener, shutdown, and the one use of gliderlabs/ssh
 //	front_accept.go     one accepted socket: whether there is room, and how it ends
+//	front_backlog.go    those who waited for the front to begin
 //	front_admission.go  who may wait for its login while many do
+//	front_drain.go      the end of a front that lets clients end first
 //	front_ident.go      the client's identification line, read before the key exchange
 //	ciphers.go          which algorithms that client is offered
 //	front_auth.go       public keys, and the one line about a refused login
@@ -211,8 +213,12 @@ func (f *Front) Serve(ctx context.Context, l net.Listener) error {
 	defer f.forget(l)
 	stop := context.AfterFunc(ctx, func() { f.forget(l) })
 	defer stop()
+	queue := f.newBacklog()
 	for f.takeSlot(ctx) {
+		queue.pace(ctx)
+		asked := time.Now()
 		conn, err := f.accept(ctx, l)
+		queue.accepted(time.Since(asked))
 		if err != nil {
 			<-f.slots
 			return err

@@ -261,17 +261,23 @@ func (s *stand) ask() error {
 	return err
 }
 
+// mostClients is how many ask at once: on a busy machine more would be taken for a flood.
+const mostClients = 8
+
 // clients ask at a rate until the function returned is called, which tells how many did.
 // None of them may fail.
 func (s *stand) clients(every time.Duration) (stop func() int) {
 	done := make(chan struct{})
 	var asked atomic.Int64
 	var all sync.WaitGroup
+	room := make(chan struct{}, mostClients)
 	all.Go(func() {
 		tick := time.NewTicker(every)
 		defer tick.Stop()
 		for {
+			room <- struct{}{}
 			all.Go(func() {
+				defer func() { <-room }()
 				if err := s.ask(); err != nil {
 					s.Errorf("a client: %v", err)
 				}
