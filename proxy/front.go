@@ -213,12 +213,10 @@ func (f *Front) Serve(ctx context.Context, l net.Listener) error {
 	defer f.forget(l)
 	stop := context.AfterFunc(ctx, func() { f.forget(l) })
 	defer stop()
-	queue := f.newBacklog()
+	queue := f.newBacklog(l)
 	for f.takeSlot(ctx) {
 		queue.pace(ctx)
-		asked := time.Now()
 		conn, err := f.accept(ctx, l)
-		queue.accepted(time.Since(asked))
 		if err != nil {
 			<-f.slots
 			return err

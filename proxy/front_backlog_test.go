@@ -19,7 +19,7 @@ func TestAllWhoWaitedDuringARestartAreLetIn(t *testing.T) {
 	s := newSite(t, withLimits(Limits{Pending: 16, SlowLogin: time.Minute}))
 	s.addr = l.Addr().String()
 	var clients sync.WaitGroup
-	conns := make([]net.Conn, 64)
+	conns := make([]net.Conn, 32)
 	for i := range conns { // all wait in the queue
 		if conns[i], err = net.Dial("tcp", s.addr); err != nil {
 			t.Fatal(err)
