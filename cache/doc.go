@@ -65,7 +65,7 @@
 //	scrub      all NARs again and again, at a rate                      (scrub.go)
 //	retire     the index is given to another process, and perhaps
 //	           taken back                                               (retire.go, promised.go)
-//	adopt      what processes offer that had the index before           (predecessor.go)
+//	adopt      what processes offer that had the index before           (adopt.go, predecessor.go)
 //	broken     NAR to quarantine, all records that name it dropped      (broken.go, quarantine.go)
 //
 // # Concurrency

@@ -13,7 +13,7 @@ import (
 // has the index, and alone changes what is published and evicts. The other, which
 // retired, reads what is published, keeps what it was asked for by promises
 // (promised.go), and offers what it takes in (offer): the first adopts that
-// (predecessor.go). Neither needs the other to live: all that passes between them
+// (adopt.go). Neither needs the other to live: all that passes between them
 // are files in the folder of the retired process.
 //
 //	tmp/<pid>/promised         hash parts that may not be evicted

@@ -49,6 +49,9 @@ var onlyIn = map[string]string{
 	"github.com/gliderlabs/ssh": "proxy",
 	"gopkg.in/yaml.v3":          "policy",
 	"go.etcd.io/bbolt":          "cache",
+
+	"github.com/coreos/go-systemd/v22/activation": "cmd/nixbastion",
+	"github.com/coreos/go-systemd/v22/daemon":     "cmd/nixbastion",
 }
 
 type goPackage struct {
