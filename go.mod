@@ -4,6 +4,7 @@ go 1.26.0
 
 require (
 	github.com/alecthomas/kong v1.17.0
+	github.com/coreos/go-systemd/v22 v22.7.0
 	github.com/gliderlabs/ssh v0.3.8
 	github.com/hashicorp/golang-lru/v2 v2.0.7
 	github.com/nix-community/go-nix v0.0.0-20250101154619-4bdde671e0a1

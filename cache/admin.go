@@ -302,6 +302,9 @@ func (s *removal) next() []key {
 
 // removeClaimed removes records unless a session was promised one of them.
 func (k *keeper) removeClaimed(keys []key, paths map[key]nix.StorePath) error {
+	if err := k.c.holdPromised(); err != nil {
+		return err
+	}
 	var claimed []key
 	defer func() { k.c.unclaim(claimed) }()
 	for _, name := range keys {
@@ -322,7 +325,11 @@ func (k *keeper) removeClaimed(keys []key, paths map[key]nix.StorePath) error {
 			return err
 		}
 	}
-	return k.remove(keys, nil)
+	gone, err := k.vacate(keys)
+	if err == nil && len(gone) < len(keys) {
+		err = nix.Refuse("a path is in use now, by a session of the process that was here before; try again")
+	}
+	return errors.Join(k.remove(gone, nil), err)
 }
 
 // unreferred refuses to take what something refers to that came after the set was put

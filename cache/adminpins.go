@@ -64,7 +64,7 @@ func (c *Cache) isPinned(domain string, p nix.StorePath) bool {
 
 // onKeeper runs a task on the keeper's goroutine.
 func (c *Cache) onKeeper(task func(*keeper) error) error {
-	err := ErrClosed
+	err := c.whyNot()
 	c.keeper.do(func() { err = task(c.keeper) })
 	return err
 }

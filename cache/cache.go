@@ -80,14 +80,23 @@ type Cache struct {
 	scanning atomic.Bool
 	// lost says that they will be missing until the next start.
 	lost atomic.Bool
-	// scanEnded is closed when the background scan of Open has ended.
-	scanEnded chan struct{}
-	stop      context.CancelFunc // ends the goroutines of wg
-	wg        sync.WaitGroup
+	// retired is set while another process has the index.
+	retired      atomic.Pointer[retirement]
+	predecessors predecessors
+
+	stop context.CancelFunc // ends the goroutines of wg
+	wg   sync.WaitGroup
+	// scrubRate is that of the options.
+	scrubRate int64
+	// background reads and scans while we have the index.
+	background     sync.WaitGroup
+	stopBackground context.CancelFunc
 
 	// mu guards the fields below. It comes before the locks of spools and of
 	// the room, and nothing is read or written on disk under it.
 	mu quickMutex
+	// scanEnded is closed when the background scan of Open or Reclaim has ended.
+	scanEnded chan struct{}
 	// closed refuses what would publish.
 	closed bool
 	// pending has what arrives or is verified and is not durable yet.
@@ -108,7 +117,7 @@ type Cache struct {
 
 // Open opens the cache in a directory and answers at once: what a crash left
 // outside the index is looked for in the background. It fails if another process
-// has the cache open. The context bounds nothing but the opening.
+// has the cache open, unless that has retired. The context bounds nothing but the opening.
 func Open(ctx context.Context, o Options) (*Cache, error) {
 	o, err := o.withDefaults()
 	if err != nil {
@@ -118,22 +127,46 @@ func Open(ctx context.Context, o Options) (*Cache, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open cache %s: %w", o.Dir, err)
 	}
-	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	alive, stop := context.WithCancel(context.WithoutCancel(ctx))
 	c.stop = stop
-	c.wg.Go(func() { c.keeper.run(background) })
-	if c.index.incomplete {
-		c.scanning.Store(true)
-		c.wg.Go(func() {
-			defer close(c.scanEnded)
-			c.rebuild(background)
+	c.wg.Go(func() { c.keeper.run(alive) })
+	c.beginBackground(ctx, c.index.incomplete)
+	return c, nil
+}
+
+// beginBackground begins what goes on besides while this process has the index.
+func (c *Cache) beginBackground(ctx context.Context, incomplete bool) {
+	ctx, c.stopBackground = context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan struct{})
+	c.mu.Lock()
+	c.scanEnded = ended
+	c.mu.Unlock()
+	c.scanning.Store(incomplete)
+	if incomplete {
+		c.background.Go(func() {
+			defer close(ended)
+			c.rebuild(ctx)
 		})
 	} else {
-		close(c.scanEnded)
+		close(ended)
 	}
-	if o.ScrubRate > 0 {
-		c.wg.Go(func() { newScrubber(c, o.ScrubRate).run(background) })
+	if c.predecessors.some.Load() {
+		c.background.Go(func() { c.followPredecessors(ctx) })
 	}
-	return c, nil
+	if c.scrubRate > 0 {
+		c.background.Go(func() { newScrubber(c, c.scrubRate).run(ctx) })
+	}
+}
+
+func (c *Cache) endBackground() {
+	c.stopBackground()
+	c.background.Wait()
+}
+
+func (c *Cache) scanEnd() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.scanEnded
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -204,7 +237,7 @@ func newCache(root *os.Root, x *index, o Options) (*Cache, error) {
 	}
 	c := &Cache{
 		root: root, index: x, scratch: scratch, hot: hot, log: o.Log, now: o.Now, signer: o.Sign,
-		pinnedPaths: o.PinnedPaths, pinnedBytes: o.PinnedBytes, scanEnded: make(chan struct{}),
+		pinnedPaths: o.PinnedPaths, pinnedBytes: o.PinnedBytes, scrubRate: o.ScrubRate,
 		pending: map[key]*publication{}, pins: map[string]int{}, owners: map[string]*pinOwner{},
 		claims: map[string]*claim{}, touched: map[key]int64{}, checked: newCheckedNARs(o.Now),
 		kept: map[string]map[nix.StorePath]struct{}{},
@@ -212,6 +245,8 @@ func newCache(root *os.Root, x *index, o Options) (*Cache, error) {
 	c.counters.paths.Store(paths)
 	c.keeper = newKeeper(c)
 	c.room = newRoom(o.Size, o.Reserve, bytes, c.keeper.evictSoon)
+	c.predecessors.all = scratch.before
+	c.predecessors.some.Store(len(scratch.before) > 0)
 	if err := c.loadPins(); err != nil {
 		return nil, errors.Join(err, scratch.close(root))
 	}
@@ -228,6 +263,14 @@ func orDefault[T int | int64](v, def T) T {
 // ErrClosed says that the cache was closed.
 var ErrClosed = errors.New("the store is closed")
 
+// whyNot is why the keeper does not do something.
+func (c *Cache) whyNot() error {
+	if c.retired.Load() != nil {
+		return nix.Refuse("the proxy was upgraded and ends this session soon; connect again")
+	}
+	return ErrClosed
+}
+
 // Close makes durable what is verified, ends the background work and gives the
 // directory free. Callers end their sessions first: what is still arriving is
 // dropped.
@@ -241,8 +284,14 @@ func (c *Cache) Close() error {
 	}
 	c.abandonArrivals()
 	flushErr := c.flush(nil)
+	c.endBackground()
 	c.stop()
 	c.wg.Wait()
+	c.predecessors.closeAll()
+	if r := c.retired.Load(); r != nil {
+		r.promises.close()
+		return errors.Join(flushErr, c.scratch.leave(), c.root.Close())
+	}
 	return errors.Join(flushErr, c.scratch.close(c.root), c.index.close(flushErr == nil && c.complete()), c.root.Close())
 }
 

@@ -149,6 +149,12 @@ func clash(p nix.StorePath, old *record) error {
 // What is pending is looked at first: it leaves there only after it came into
 // the index, and nothing enters without the claim that the caller holds.
 func (c *Cache) holders(own *publication, announced bool, keys ...key) map[key]*record {
+	c.adoptOffers()
+	return c.holdersNow(own, announced, keys...)
+}
+
+// holdersNow is holders without a look at what other processes offer.
+func (c *Cache) holdersNow(own *publication, announced bool, keys ...key) map[key]*record {
 	have := map[key]*record{}
 	var ask []key
 	c.mu.Lock()

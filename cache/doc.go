@@ -10,7 +10,8 @@
 // [Cache.QueryAllValidPaths] search. [Cache.AddSignatures] adds to what is there.
 // [Pins] keep what a session was promised, [Cache.PinPaths] what the admin wants.
 // [Cache.List], [Cache.Verify], [Cache.Collect], [Cache.Remove], [Cache.Import] and
-// [Cache.Export] are the admin's.
+// [Cache.Export] are the admin's. [Cache.Retire] gives the directory to another process,
+// which takes the place of this one.
 //
 // # Words
 //
@@ -38,7 +39,8 @@
 //	nix-cache-info, <hash>.narinfo     the public domain
 //	domain/<name>/nix-cache-info, <hash>.narinfo, nar -> ../../nar
 //	nar/<2 chars>/<NAR hash>.nar       whole, uncompressed, shared by all domains
-//	tmp/<pid>/, tmp/<pid>.lock         spools of one process
+//	tmp/<pid>/, tmp/<pid>.lock         spools of one process; what one that has given
+//	                                   the index away promises and offers
 //	pins/<domain>/<name>               paths that the admin has pinned
 //	quarantine/                        what was found broken, for some time
 //	scrubbed                           how far the store was read again
@@ -61,6 +63,9 @@
 //	read       hashed when that is due, the end held back until it is
 //	           right                                                    (reader.go, checked.go)
 //	scrub      all NARs again and again, at a rate                      (scrub.go)
+//	retire     the index is given to another process, and perhaps
+//	           taken back                                               (retire.go, promised.go)
+//	adopt      what processes offer that had the index before           (adopt.go, predecessor.go)
 //	broken     NAR to quarantine, all records that name it dropped      (broken.go, quarantine.go)
 //
 // # Concurrency

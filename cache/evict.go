@@ -22,7 +22,7 @@ const (
 // closure as was ever here.
 func (k *keeper) evict() {
 	need := k.c.room.excess()
-	if need <= 0 {
+	if need <= 0 || k.c.retired.Load() != nil {
 		return
 	}
 	k.writeRecency()
@@ -39,10 +39,14 @@ func (k *keeper) evict() {
 
 func (k *keeper) carryOut(plan eviction) error {
 	defer k.c.unclaim(plan.victims)
-	if err := k.remove(plan.victims, plan.deferred); err != nil {
+	victims, err := k.vacate(plan.victims)
+	if err != nil {
 		return err
 	}
-	k.c.counters.evictions.Add(int64(len(plan.victims)))
+	if err := k.remove(victims, plan.deferred); err != nil {
+		return err
+	}
+	k.c.counters.evictions.Add(int64(len(victims)))
 	return nil
 }
 
@@ -76,6 +80,10 @@ type eviction struct {
 // plan claims records worth need bytes.
 func (k *keeper) plan(need int64) eviction {
 	plan := eviction{deferred: map[key]int64{}}
+	if err := k.c.holdPromised(); err != nil {
+		k.c.log.Error("nothing is evicted", "err", err)
+		return plan
+	}
 	gone := map[key]bool{}
 	err := k.c.index.oldest(func(cand candidate) bool {
 		if last, held := cand.heldUntil(gone); held {
@@ -168,7 +176,9 @@ func (c *Cache) forget(keys []key) {
 // that it is a miss from now on. What is left of the NAR goes to quarantine.
 func (c *Cache) dropBroken(k key, rec *record) error {
 	var err error
-	c.keeper.do(func() { err = c.keeper.dropBroken(k, rec) })
+	if !c.keeper.do(func() { err = c.keeper.dropBroken(k, rec) }) {
+		c.forget([]key{k}) // who has the index drops it
+	}
 	return err
 }
 

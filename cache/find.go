@@ -89,6 +89,7 @@ func (f *finding) run(ctx context.Context, behind func(last key) ([]key, error))
 	if err := f.c.awaitScan(ctx); err != nil {
 		return err
 	}
+	f.c.adoptOffers()
 	f.pending = f.c.pendingIn(f.domain) // first: what leaves it meanwhile is in the index
 	for k, rec := range f.pending {
 		if err := f.take(k, rec); err != nil {
@@ -168,10 +169,13 @@ func (c *Cache) pendingIn(domain string) map[key]*record {
 
 // awaitScan waits until all that is published is in the index.
 func (c *Cache) awaitScan(ctx context.Context) error {
+	if c.retired.Load() != nil {
+		return nix.Refuse("the proxy was upgraded and ends this session soon; connect again")
+	}
 	timer := time.NewTimer(scanWait)
 	defer timer.Stop()
 	select {
-	case <-c.scanEnded:
+	case <-c.scanEnd():
 	case <-timer.C:
 		return nix.Refuse("the proxy still reads its store after a crash; ask again in some minutes")
 	case <-ctx.Done():

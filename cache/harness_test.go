@@ -26,6 +26,10 @@ func TestMain(m *testing.M) {
 		writeUntilKilled(dir)
 		return
 	}
+	if dir := os.Getenv(retiringDir); dir != "" {
+		writeAndRetire(dir)
+		return
+	}
 	if dir := os.Getenv(readerDir); dir != "" {
 		readMany(dir)
 		return
@@ -245,7 +249,7 @@ func narFile(dir string, o object) string { return filepath.Join(dir, narName(o.
 // scanned waits until the background scan has ended.
 func scanned(t testing.TB, c *Cache) {
 	t.Helper()
-	<-c.scanEnded
+	<-c.scanEnd()
 	if c.scanning.Load() {
 		t.Fatal("the scan did not complete")
 	}

@@ -10,6 +10,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -45,9 +46,10 @@ const indexVersion = 1
 
 // index finds records, in one bbolt file. Anybody reads; only the keeper writes.
 type index struct {
-	db   *bbolt.DB
-	root *os.Root // the directory it is in
-	boot string   // see bootID
+	db     atomic.Pointer[bbolt.DB] // closed while another process has the index
+	closed atomic.Bool
+	root   *os.Root // the directory it is in
+	boot   string   // see bootID
 	// incomplete says that there may be published paths that are not in it.
 	incomplete bool
 }
@@ -95,7 +97,8 @@ func tryIndex(root *os.Root) (*index, error) {
 				return file, err
 			},
 		})
-		x = &index{db: db, root: root, boot: boot}
+		x = &index{root: root, boot: boot}
+		x.db.Store(db)
 		return err
 	})
 	switch {
@@ -108,14 +111,14 @@ func tryIndex(root *os.Root) (*index, error) {
 		return nil, fmt.Errorf("open index: %w", err)
 	}
 	if err := x.start(file, sealed); err != nil {
-		x.db.Close()
+		x.db.Load().Close()
 		return nil, fmt.Errorf("open index: %w", err)
 	}
 	return x, nil
 }
 
 func (x *index) start(file *os.File, sealed bool) error {
-	if err := guarded(func() error { return x.db.Update(x.begin) }); err != nil {
+	if err := guarded(func() error { return x.db.Load().Update(x.begin) }); err != nil {
 		return err
 	}
 	if !sealed {
@@ -155,12 +158,27 @@ func (x *index) begin(tx *bbolt.Tx) error {
 func (x *index) close(complete bool) error {
 	var err error
 	if complete {
-		err = x.db.Update(func(tx *bbolt.Tx) error { return setMeta(tx.Bucket(bucketMeta), metaClean, 1) })
+		err = x.db.Load().Update(func(tx *bbolt.Tx) error { return setMeta(tx.Bucket(bucketMeta), metaClean, 1) })
 		if err == nil {
 			err = seal(x.root, forever) // while nobody else can open it
 		}
 	}
-	return errors.Join(err, x.db.Close())
+	x.closed.Store(true)
+	return errors.Join(err, x.db.Load().Close())
+}
+
+func (x *index) isOpen() bool { return !x.closed.Load() }
+
+// reopen opens again what close closed, and reports whether published paths may be
+// missing in it. Nobody uses the index meanwhile.
+func (x *index) reopen(log *slog.Logger) (incomplete bool, err error) {
+	again, err := openIndex(x.root, log)
+	if err != nil {
+		return false, err
+	}
+	x.db.Store(again.db.Load())
+	x.closed.Store(false)
+	return again.incomplete, nil
 }
 
 func metaNumber(meta *bbolt.Bucket, name []byte) int64 {
@@ -176,7 +194,7 @@ func setMeta(meta *bbolt.Bucket, name []byte, n int64) error {
 
 // totals returns what all NARs cost and how many rows there are.
 func (x *index) totals() (bytes, paths int64, err error) {
-	err = x.db.View(func(tx *bbolt.Tx) error {
+	err = x.db.Load().View(func(tx *bbolt.Tx) error {
 		meta := tx.Bucket(bucketMeta)
 		bytes, paths = metaNumber(meta, metaBytes), metaNumber(meta, metaPaths)
 		return nil
@@ -202,7 +220,7 @@ func keyFrom(b []byte) (key, error) {
 // cannot be read are as good as missing: their narinfo still holds the truth.
 func (x *index) find(keys []key) ([]*record, error) {
 	found := make([]*record, len(keys))
-	err := x.db.View(func(tx *bbolt.Tx) error {
+	err := x.db.Load().View(func(tx *bbolt.Tx) error {
 		rows := tx.Bucket(bucketRows)
 		for i, k := range keys {
 			v := rows.Get(k.bytes())
@@ -224,7 +242,7 @@ func (x *index) find(keys []key) ([]*record, error) {
 // keysBehind returns up to n keys of rows in order, from the first one behind
 // last on.
 func (x *index) keysBehind(last key, n int) (keys []key, err error) {
-	err = x.db.View(func(tx *bbolt.Tx) error {
+	err = x.db.Load().View(func(tx *bbolt.Tx) error {
 		cursor := tx.Bucket(bucketRows).Cursor()
 		for name, _ := cursor.Seek(append(last.bytes(), 0)); name != nil && len(keys) < n; name, _ = cursor.Next() {
 			k, err := keyFrom(name)
@@ -254,7 +272,7 @@ func (x *index) domainBehind(domain string, last key, n int) ([]key, error) {
 // referrersBehind returns up to n keys of rows that refer to a path with this
 // hash part beside themselves, in order, from the first one behind last on.
 func (x *index) referrersBehind(hashPart string, last key, n int) (keys []key, err error) {
-	err = x.db.View(func(tx *bbolt.Tx) error {
+	err = x.db.Load().View(func(tx *bbolt.Tx) error {
 		cursor, prefix := tx.Bucket(bucketReferrers).Cursor(), []byte(hashPart)
 		from := append([]byte(hashPart), last.bytes()...)
 		for name, _ := cursor.Seek(append(from, 0)); bytes.HasPrefix(name, prefix) && len(keys) < n; name, _ = cursor.Next() {
@@ -272,7 +290,7 @@ func (x *index) referrersBehind(hashPart string, last key, n int) (keys []key, e
 // signedWith returns what was noted of the signatures of a domain's rows, "" for
 // nothing.
 func (x *index) signedWith(domain string) (keys string, err error) {
-	err = x.db.View(func(tx *bbolt.Tx) error {
+	err = x.db.Load().View(func(tx *bbolt.Tx) error {
 		keys = string(tx.Bucket(bucketSigned).Get([]byte(domain)))
 		return nil
 	})
@@ -281,7 +299,7 @@ func (x *index) signedWith(domain string) (keys string, err error) {
 
 // hasNAR reports whether a row names the NAR.
 func (x *index) hasNAR(narHash nix.Hash) (has bool, err error) {
-	err = x.db.View(func(tx *bbolt.Tx) error {
+	err = x.db.Load().View(func(tx *bbolt.Tx) error {
 		has = tx.Bucket(bucketNars).Get(narHash.Bytes()) != nil
 		return nil
 	})
@@ -290,7 +308,7 @@ func (x *index) hasNAR(narHash nix.Hash) (has bool, err error) {
 
 // update runs one durable transaction and tells what it changed.
 func (x *index) update(change func(*indexTx) error) (done changes, err error) {
-	err = x.db.Update(func(tx *bbolt.Tx) error {
+	err = x.db.Load().Update(func(tx *bbolt.Tx) error {
 		t := &indexTx{
 			rows: tx.Bucket(bucketRows), recency: tx.Bucket(bucketRecency),
 			nars: tx.Bucket(bucketNars), referrers: tx.Bucket(bucketReferrers), signed: tx.Bucket(bucketSigned), meta: tx.Bucket(bucketMeta),
@@ -443,7 +461,7 @@ type candidate struct {
 
 // oldest calls yield with rows, least recently used first, until it returns false.
 func (x *index) oldest(yield func(candidate) bool) error {
-	return x.db.View(func(tx *bbolt.Tx) error {
+	return x.db.Load().View(func(tx *bbolt.Tx) error {
 		cursor := tx.Bucket(bucketRecency).Cursor()
 		for name, _ := cursor.First(); name != nil; name, _ = cursor.Next() {
 			c, err := readCandidate(tx, name[8:])

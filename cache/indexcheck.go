@@ -80,7 +80,7 @@ func bootID() string {
 // would remove a NAR that is needed.
 func (x *index) check(file *os.File) error {
 	return guarded(func() error {
-		return x.db.View(func(tx *bbolt.Tx) error {
+		return x.db.Load().View(func(tx *bbolt.Tx) error {
 			if info, err := file.Stat(); err != nil || info.Size() < tx.Size() {
 				return fmt.Errorf("%w: the file is shorter than it says", errDamaged)
 			}

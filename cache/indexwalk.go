@@ -24,7 +24,7 @@ type knownNAR struct {
 // narsBehind returns up to n NARs in the order of their hashes, from the first one
 // behind last on; a zero last is before all.
 func (x *index) narsBehind(last nix.Hash, n int) (nars []knownNAR, err error) {
-	err = x.db.View(func(tx *bbolt.Tx) error {
+	err = x.db.Load().View(func(tx *bbolt.Tx) error {
 		cursor := tx.Bucket(bucketNars).Cursor()
 		var from []byte
 		if !last.IsZero() {
@@ -44,7 +44,7 @@ func (x *index) narsBehind(last nix.Hash, n int) (nars []knownNAR, err error) {
 
 // narSize returns the size of a NAR that a row names, or false.
 func (x *index) narSize(narHash nix.Hash) (size uint64, named bool, err error) {
-	err = x.db.View(func(tx *bbolt.Tx) error {
+	err = x.db.Load().View(func(tx *bbolt.Tx) error {
 		if v := tx.Bucket(bucketNars).Get(narHash.Bytes()); len(v) == 12 {
 			size, named = binary.BigEndian.Uint64(v[4:]), true
 		}
@@ -64,7 +64,7 @@ type entry struct {
 // if there are no more.
 func (x *index) entriesBehind(last key, n int, match func(key, rowHead) bool) (found []entry, at key, err error) {
 	at = last
-	err = x.db.View(func(tx *bbolt.Tx) error {
+	err = x.db.Load().View(func(tx *bbolt.Tx) error {
 		cursor := tx.Bucket(bucketRows).Cursor()
 		for name, v := cursor.Seek(append(last.bytes(), 0)); name != nil && n > 0; name, v = cursor.Next() {
 			n--
@@ -113,7 +113,7 @@ func (x *index) everyEntry(match func(key, rowHead) bool, do func([]entry) error
 
 // row reads one row, or returns nix.ErrNotFound.
 func (x *index) row(k key) (r *row, err error) {
-	err = x.db.View(func(tx *bbolt.Tx) error {
+	err = x.db.Load().View(func(tx *bbolt.Tx) error {
 		v := tx.Bucket(bucketRows).Get(k.bytes())
 		if v == nil {
 			return nix.ErrNotFound
@@ -126,7 +126,7 @@ func (x *index) row(k key) (r *row, err error) {
 
 // countNARs returns how many NARs rows name. It looks at all of them.
 func (x *index) countNARs() (n int64, err error) {
-	err = x.db.View(func(tx *bbolt.Tx) error {
+	err = x.db.Load().View(func(tx *bbolt.Tx) error {
 		n = int64(tx.Bucket(bucketNars).Stats().KeyN)
 		return nil
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -29,6 +30,9 @@ type keeper struct {
 	crowded  chan struct{}
 	recency  chan struct{}
 	ended    chan struct{}
+	// giving is read-locked by those who queue, and locked while the index is given
+	// away: nobody queues behind that.
+	giving sync.RWMutex
 	// domains whose folders are known to exist. Only the goroutine uses it.
 	domains map[string]bool
 	// idle counts evictions in a row that removed nothing, likewise.
@@ -77,6 +81,9 @@ func (k *keeper) run(ctx context.Context) {
 }
 
 func (k *keeper) tidyQuarantine() {
+	if k.c.retired.Load() != nil {
+		return
+	}
 	if err := k.trimQuarantine(); err != nil {
 		k.c.log.Error("cannot look through the quarantine", "err", err)
 	}
@@ -113,7 +120,7 @@ func (k *keeper) collect(first *publication) []*publication {
 // on disk before what it refers to.
 func (k *keeper) submit(p *publication) {
 	large, before := p.spool.size() >= syncAlone, k.c.unqueued(p)
-	if !large && len(before) == 0 {
+	if !large && len(before) == 0 || k.c.retired.Load() != nil {
 		k.queue(p)
 		return
 	}
@@ -131,7 +138,15 @@ func (k *keeper) submit(p *publication) {
 }
 
 func (k *keeper) queue(p *publication) {
-	k.verified <- p
+	k.giving.RLock()
+	retired := k.c.retired.Load() != nil
+	if !retired {
+		k.verified <- p
+	}
+	k.giving.RUnlock()
+	if retired {
+		k.c.offer(p)
+	}
 	close(p.queued)
 }
 
@@ -164,8 +179,18 @@ func isClosed(c chan struct{}) bool {
 }
 
 // do runs a task on the keeper's goroutine and waits for it. It reports false if
-// the keeper has ended.
-func (k *keeper) do(task func()) bool {
+// the keeper has ended, or the index is another process's.
+func (k *keeper) do(task func()) (did bool) {
+	ran := k.always(func() {
+		if did = k.c.retired.Load() == nil; did {
+			task()
+		}
+	})
+	return ran && did
+}
+
+// always is do for those who give the index away and take it back.
+func (k *keeper) always(task func()) bool {
 	done := make(chan struct{})
 	select {
 	case k.tasks <- func() { defer close(done); task() }:
@@ -194,6 +219,9 @@ func wake(c chan struct{}) {
 // writeRecency notes in the index which paths were used since the last time.
 func (k *keeper) writeRecency() {
 	touched := k.c.takeTouched()
+	if k.c.retired.Load() != nil {
+		return
+	}
 	keys := slices.SortedFunc(maps.Keys(touched), key.compare) // neighbours share pages of the index
 	for some := range slices.Chunk(keys, touchGroup) {
 		_, err := k.c.index.update(func(t *indexTx) error {

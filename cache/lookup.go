@@ -176,20 +176,28 @@ func (c *Cache) look(domain string, paths []nix.StorePath) []sight {
 }
 
 func (c *Cache) peek(domain string, paths []nix.StorePath) []sight {
-	seen := make([]sight, len(paths))
-	var ask []int
+	seen, ask, before := c.rememberedAll(domain, paths)
+	if len(ask) > 0 && c.adoptOffers() {
+		seen, ask, before = c.rememberedAll(domain, paths)
+	}
+	if len(ask) > 0 {
+		c.lookInIndex(domain, paths, seen, ask, before)
+	}
+	return seen
+}
+
+// rememberedAll answers from memory. ask are those of paths for which it does not
+// know, as of the state before.
+func (c *Cache) rememberedAll(domain string, paths []nix.StorePath) (seen []sight, ask []int, before uint64) {
+	seen = make([]sight, len(paths))
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	for i, p := range paths {
 		if seen[i] = c.remembered(domain, p); !seen[i].known {
 			ask = append(ask, i)
 		}
 	}
-	before := c.changes
-	c.mu.Unlock()
-	if len(ask) > 0 {
-		c.lookInIndex(domain, paths, seen, ask, before)
-	}
-	return seen
+	return seen, ask, c.changes
 }
 
 // remembered answers from memory. c.mu is held.
@@ -257,9 +265,15 @@ func (c *Cache) choose(p nix.StorePath, keys []key, recs []*record) sight {
 // read returns what the index has of keys, and while published paths may be
 // missing there, what narinfo files say.
 func (c *Cache) read(keys []key) []*record {
+	if r := c.retired.Load(); r != nil {
+		return c.readPublished(r, keys)
+	}
 	complete := c.complete() // before the look: the scan may end behind it
 	recs, err := c.index.find(keys)
 	if err != nil {
+		if r := c.retired.Load(); r != nil { // the index was given away meanwhile
+			return c.readPublished(r, keys)
+		}
 		c.log.Error("cannot read the index", "err", err)
 		return make([]*record, len(keys))
 	}
@@ -280,10 +294,16 @@ func (c *Cache) remember(keys []key, recs []*record, before uint64) {
 	if c.changes != before || !c.complete() {
 		return
 	}
+	all := c.knowsAll()
 	for i, k := range keys {
-		c.hot.Add(k, recs[i])
+		if recs[i] != nil || all {
+			c.hot.Add(k, recs[i])
+		}
 	}
 }
+
+// knowsAll reports whether nobody else can make paths valid.
+func (c *Cache) knowsAll() bool { return c.retired.Load() == nil && !c.predecessors.some.Load() }
 
 // maxTouched is how many used paths are remembered before recency is written.
 const maxTouched = 100_000

@@ -324,8 +324,8 @@ func TestUnwrittenIndexIsNotBelieved(t *testing.T) {
 		t.Fatal(err)
 	}
 	broken.Close()
-	good := c.index.db
-	c.keeper.do(func() { c.index.db = broken })
+	good := c.index.db.Load()
+	c.keeper.do(func() { c.index.db.Store(broken) })
 	after.receive(t, c, in("team"))
 	if err := c.Flush(t.Context()); err == nil {
 		t.Error("flush succeeds without an index")
@@ -333,7 +333,7 @@ func TestUnwrittenIndexIsNotBelieved(t *testing.T) {
 	if s := c.Stats(); s.Unpublished != 1 {
 		t.Errorf("stats: %+v", s)
 	}
-	c.keeper.do(func() { c.index.db = good })
+	c.keeper.do(func() { c.index.db.Store(good) })
 	after.holds(t, c, "team") // its files are there
 	closeCache(t, c)
 	c = openCache(t, Options{Dir: dir})

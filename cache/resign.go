@@ -85,7 +85,7 @@ func (c *Cache) resign(ctx context.Context, domain string, progress func(SignPro
 		return nil
 	}
 	select {
-	case <-c.scanEnded: // what a crash left outside the index is in it now
+	case <-c.scanEnd(): // what a crash left outside the index is in it now
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}

@@ -146,6 +146,25 @@ func (s *share) end() {
 	s.n = 0
 }
 
+// force takes n bytes more whether there is room or not: they are on the disk.
+func (s *share) force(n int64) {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	s.r.claimed += n
+	s.n += n
+}
+
+// forget leaves what is published to the process that has the index and makes room
+// there. What this one takes in is still bounded by the size.
+func (r *room) forget() { r.setStored(0) }
+
+func (r *room) setStored(n int64) {
+	r.mu.Lock()
+	r.stored = n
+	r.signal()
+	r.mu.Unlock()
+}
+
 // store says that published NARs take n bytes more, or less.
 func (r *room) store(n int64) {
 	r.mu.Lock()

@@ -3,8 +3,10 @@ package cache
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -20,6 +22,8 @@ type scratch struct {
 	root *os.Root // of dir
 	lock *os.File
 	next atomic.Uint64
+	// before are the processes whose folders are not to be wiped yet.
+	before []*predecessor
 }
 
 const lockSuffix = ".lock"
@@ -27,13 +31,17 @@ const lockSuffix = ".lock"
 // openScratch wipes what dead processes left and makes a folder of our own. Two
 // processes of one pid in different namespaces get different folders.
 func openScratch(root *os.Root) (*scratch, error) {
-	if err := wipeStale(root); err != nil {
+	before, err := wipeStale(root)
+	if err != nil {
 		return nil, err
 	}
 	for n := range 100 {
 		dir := path.Join(tmpDir, strconv.Itoa(os.Getpid()))
 		if n > 0 {
 			dir += "-" + strconv.Itoa(n)
+		}
+		if slices.ContainsFunc(before, func(p *predecessor) bool { return p.dir == dir }) {
+			continue // it had our number, as it has in a container
 		}
 		lock, err := tryLock(root, dir+lockSuffix)
 		if errors.Is(err, syscall.EWOULDBLOCK) {
@@ -42,7 +50,11 @@ func openScratch(root *os.Root) (*scratch, error) {
 		if err != nil {
 			return nil, err
 		}
-		return makeScratch(root, dir, lock)
+		s, err := makeScratch(root, dir, lock)
+		if err == nil {
+			s.before = before
+		}
+		return s, err
 	}
 	return nil, fmt.Errorf("no free folder in %s", tmpDir)
 }
@@ -94,38 +106,104 @@ func sameFile(root *os.Root, name string, f *os.File) bool {
 	return err == nil && os.SameFile(held, named)
 }
 
-// wipeStale removes the folders whose lock nobody holds.
-func wipeStale(root *os.Root) error {
+// wipeStale removes the folders whose lock nobody holds and in which nothing is on
+// offer, and returns the others.
+func wipeStale(root *os.Root) ([]*predecessor, error) {
 	dir, err := root.Open(tmpDir)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer dir.Close()
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	seen := map[string]bool{}
+	var before []*predecessor
 	for _, name := range names {
-		if err := wipeOne(root, strings.TrimSuffix(path.Join(tmpDir, name), lockSuffix)); err != nil {
-			return err
+		name = strings.TrimSuffix(path.Join(tmpDir, name), lockSuffix)
+		if seen[name] {
+			continue
+		}
+		seen[name] = true
+		p, err := wipeOne(root, name)
+		if err != nil {
+			return nil, err
+		}
+		if p != nil {
+			before = append(before, p)
 		}
 	}
-	return nil
+	return before, nil
 }
 
-func wipeOne(root *os.Root, dir string) error {
+func wipeOne(root *os.Root, dir string) (*predecessor, error) {
 	lock, err := tryLock(root, dir+lockSuffix)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
-		return nil
+		p, err := openPredecessor(root, dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil // it has not begun, or has just ended
+		}
+		return p, err
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer lock.Close()
+	if p, err := openPredecessor(root, dir); err == nil {
+		if offers, err := p.offers(); err == nil && len(offers) > 0 {
+			return p, nil
+		}
+		p.root.Close()
+	}
+	return nil, wipe(root, dir)
+}
+
+// wipe removes the folder of a process that has ended. Its lock is held. Narinfos
+// that were taken away, while it was not decided yet whether their paths go, are
+// put back: their rows and NARs are there.
+func wipe(root *os.Root, dir string) error {
+	if err := putBack(root, dir); err != nil {
+		return err
+	}
 	if err := root.RemoveAll(dir); err != nil {
 		return err
 	}
 	return removeIfThere(root, dir+lockSuffix)
+}
+
+// asidePrefix begins the names of narinfos that were taken away.
+const asidePrefix = "aside-"
+
+// aside is where a narinfo is until it is decided whether its path goes.
+func (s *scratch) aside(k key) string { return path.Join(s.dir, asidePrefix+k.flatName()) }
+
+func (s *scratch) putBack(root *os.Root) error { return putBack(root, s.dir) }
+
+func putBack(root *os.Root, dir string) error {
+	err := eachName(root, dir, func(names []string) error {
+		for _, name := range names {
+			flat, taken := strings.CutPrefix(name, asidePrefix)
+			if !taken {
+				continue
+			}
+			k, err := parseFlatName(flat)
+			if err != nil {
+				continue // not ours
+			}
+			if _, err := root.Lstat(k.narinfoName()); err == nil {
+				continue
+			}
+			if err := root.Rename(path.Join(dir, name), k.narinfoName()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // create makes a new temporary file and returns its name within the scratch.
@@ -158,6 +236,9 @@ func (s *scratch) write(content []byte) (name string, err error) {
 func (s *scratch) publish(root *os.Root, name, to string) error {
 	return renameInto(root, path.Join(s.dir, name), to)
 }
+
+// leave is close for a process whose folder another one wipes.
+func (s *scratch) leave() error { return errors.Join(s.root.Close(), s.lock.Close()) }
 
 func (s *scratch) close(root *os.Root) error {
 	err := errors.Join(s.root.Close(), root.RemoveAll(s.dir), removeIfThere(root, s.dir+lockSuffix))

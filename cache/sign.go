@@ -56,7 +56,7 @@ func (c *Cache) tryAddSignatures(info *nix.PathInfo, sigs []nix.Signature, g Gra
 		rec = c.sign(k, g.Domain, rec) // it may be worth more than before
 		var err error
 		if !c.keeper.do(func() { err = c.keeper.replace(k, rec) }) {
-			err = ErrClosed
+			err = c.whyNot()
 		}
 		if err != nil {
 			return nil, err

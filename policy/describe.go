@@ -62,6 +62,11 @@ func (p *Policy) grantsByPrincipal() map[string][]*grant {
 func (t *description) server() {
 	p := t.pol
 	t.line(0, "The proxy listens on %s. %s has its host key and the cache.", strings.Join(p.Listen, " and "), p.StateDir)
+	if p.DrainTimeout > 0 {
+		t.line(0, "When it is stopped, running builds have %s to end; when it is upgraded, all the time they need.", durationText(p.DrainTimeout))
+	} else {
+		t.line(0, "When it is stopped, running builds end at once (drain_timeout: 0).")
+	}
 	t.line(0, "The cache holds up to %s, of which %s are for uploads alone.", sizeText(p.Cache.Size), sizeText(p.Cache.SpoolReserve))
 	if p.Cache.ScrubRate > 0 {
 		t.line(0, "%s of it are read again each second, to find what rotted on disk.", sizeText(p.Cache.ScrubRate))

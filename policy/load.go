@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"time"
 
 	"nixbastion/internal/nix"
 )
@@ -83,6 +84,8 @@ func (d *decoder) decode(text []byte) {
 // Defaults of what a file does not say.
 const (
 	defaultListen     = ":22"
+	defaultDrain      = time.Minute
+	maxDrain          = 24 * time.Hour
 	defaultCacheSize  = 50 << 30
 	defaultScrubRate  = 8 << 20
 	defaultNarSize    = 64 << 30
@@ -102,7 +105,7 @@ const (
 
 func defaults() *Policy {
 	return &Policy{
-		Listen:  []string{defaultListen},
+		Listen: []string{defaultListen}, DrainTimeout: defaultDrain,
 		Cache:   Cache{Size: defaultCacheSize, SpoolReserve: -1, ScrubRate: defaultScrubRate},
 		Limits:  Limits{NarSize: defaultNarSize, BuildLog: defaultBuildLog, BuildLogs: defaultBuildLogs, BuildHistory: defaultHistory},
 		SSH:     SSH{Limits: defaultFrontLimits(), Penalties: DefaultPenalties()},

@@ -3,6 +3,7 @@ package policy
 import (
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -14,6 +15,9 @@ import (
 type Policy struct {
 	// Listen are the addresses (host:port) of the SSH front.
 	Listen []string
+	// DrainTimeout is how long running builds and sessions get to end when the proxy
+	// is stopped; 0 is no time at all.
+	DrainTimeout time.Duration
 	// StateDir holds the host key, the cache and temporary files.
 	StateDir   string
 	SSH        SSH

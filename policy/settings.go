@@ -15,6 +15,7 @@ func (d *decoder) settings(n *yaml.Node) {
 	p := d.pol
 	values := d.mapping(n, "",
 		setting{"listen", func(n *yaml.Node) { p.Listen = d.listen(n) }},
+		setting{"drain_timeout", func(n *yaml.Node) { d.durationInto(&p.DrainTimeout, n, 0, maxDrain) }},
 		setting{"state_dir", func(n *yaml.Node) { p.StateDir, _ = d.path(n) }},
 		setting{"ssh", d.ssh},
 		setting{"cache", d.cache},

@@ -113,6 +113,7 @@ func (c *frontConn) releaseJump() {
 	c.closeIntake()
 	c.mu.Lock()
 	c.jumping--
+	c.quietSince = time.Now()
 	c.mu.Unlock()
 	c.sessions.Done()
 }

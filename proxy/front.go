@@ -24,8 +24,10 @@ import (
 //	front.go            listener, shutdown, and the one use of gliderlabs/ssh
 //	front_accept.go     one accepted socket: whether there is room, and how it ends
 //	front_header.go     where a load balancer says that its client is
+//	front_backlog.go    those who waited for the front to begin
 //	front_admission.go  who may wait for its login while many do
 //	front_penalty.go    who may not come, as it failed to log in
+//	front_drain.go      the end of a front that lets clients end first
 //	front_ident.go      the client's identification line, read before the key exchange
 //	ciphers.go          which algorithms that client is offered
 //	front_auth.go       public keys, and the one line about a refused login
@@ -104,6 +106,10 @@ type Exec struct {
 	Dismissed func() error
 	// Working counts what a dismissal with [Dismissal.Finish] waits for. May be nil.
 	Working *atomic.Int64
+	// Draining is closed when the front begins to drain: all goes on, and who asks
+	// for nothing for DrainIdle, which is known then, is ended.
+	Draining  <-chan struct{}
+	DrainIdle func() time.Duration
 	// Lost reports, once Stdin or the context has ended, whether that is since the
 	// client was lost: it fell silent, or its connection was reset. One that closes
 	// its connection, or is killed, is not. Nil says that nobody is ever lost.
@@ -197,6 +203,8 @@ type Front struct {
 	jumps      chan struct{} // one per jump
 	stopping   chan struct{} // closed when Shutdown begins
 	reviews    atomic.Int64  // so many have begun
+	draining   chan struct{} // closed when Drain begins
+	drainIdle  atomic.Int64  // nanoseconds; set before that
 
 	wg sync.WaitGroup // Serve calls and connections
 
@@ -257,6 +265,7 @@ func NewFront(opts FrontOptions) (*Front, error) {
 		slots:      make(chan struct{}, limits.openConnections()),
 		jumps:      make(chan struct{}, limits.jumpPlaces()),
 		stopping:   make(chan struct{}),
+		draining:   make(chan struct{}),
 		listeners:  make(map[net.Listener]struct{}),
 		conns:      make(map[*frontConn]struct{}),
 	}, nil
@@ -273,7 +282,9 @@ func (f *Front) Serve(ctx context.Context, l net.Listener) error {
 	defer f.forget(l)
 	stop := context.AfterFunc(ctx, func() { f.forget(l) })
 	defer stop()
+	queue := f.newBacklog(l)
 	for f.takeSlot(ctx) {
+		queue.pace(ctx)
 		conn, err := f.accept(ctx, l)
 		if err != nil {
 			<-f.slots

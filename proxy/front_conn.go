@@ -78,12 +78,14 @@ type frontConn struct {
 	goodbye  *time.Timer // the next step of a dismissal; nil without one
 	running  int         // sessions
 	jumping  int         // jumps
-	refusing int         // channels whose refusal is being written
-	opens    rate
-	fault    offence // what it is guilty of if it does not log in
-	known    bool    // it showed a key that counts
-	why      string  // why it ended, if not by the peer's will; the first reason stays
-	vanished bool    // the reason is that the peer was lost, see front_lost.go
+	// quietSince is when the last of them ended, or when a drain began without any.
+	quietSince time.Time
+	refusing   int // channels whose refusal is being written
+	opens      rate
+	fault      offence // what it is guilty of if it does not log in
+	known      bool    // it showed a key that counts
+	why        string  // why it ended, if not by the peer's will; the first reason stays
+	vanished   bool    // the reason is that the peer was lost, see front_lost.go
 	// who has logged in, and when; nil before.
 	who   *Identity
 	since time.Time

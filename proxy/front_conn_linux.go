@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"math"
+	"net"
 	"syscall"
 	"time"
 
@@ -26,4 +27,22 @@ func sinceAcknowledged(raw syscall.RawConn) time.Duration {
 		}
 	})
 	return since
+}
+
+// queued is how many connections wait to be accepted, 0 if that is not known.
+func queued(l net.Listener) (n int) {
+	socket, ok := l.(syscall.Conn)
+	if !ok {
+		return 0
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	raw.Control(func(fd uintptr) {
+		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			n = int(info.Unacked) // of a socket that listens
+		}
+	})
+	return n
 }

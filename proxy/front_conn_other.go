@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"net"
 	"syscall"
 	"time"
 )
@@ -14,3 +15,6 @@ func acknowledgeNow(syscall.RawConn) {}
 // sinceAcknowledged is not known here: a peer whose connection is reset counts as
 // killed.
 func sinceAcknowledged(syscall.RawConn) time.Duration { return 0 }
+
+// queued is not known here.
+func queued(net.Listener) int { return 0 }

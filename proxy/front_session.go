@@ -114,6 +114,7 @@ func (c *frontConn) releaseSession() {
 	c.mu.Lock()
 	c.running--
 	c.front.counters.sessions.Add(-1)
+	c.quietSince = time.Now()
 	c.mu.Unlock()
 	if d := c.leaving.Load(); c.front.isStopping() || d != nil && !d.Finish {
 		c.closeIfUnused()
@@ -271,7 +272,8 @@ func (s *frontSession) exec(ctx context.Context, command string) (status int) {
 	return s.conn.front.exec(ctx, &Exec{
 		Identity: s.who, Command: command, Env: s.env, Terminal: s.terminal,
 		Stdin: &input{s.conn, s.channel}, Stdout: stdout, Stderr: stderr,
-		Stopping: s.conn.stopping, Lost: s.conn.lost, Dismissed: s.conn.dismissed, Working: &s.conn.working, Operates: now.operate,
+		Stopping: s.conn.stopping, Draining: s.conn.front.draining, DrainIdle: s.conn.front.idleInDrain,
+		Lost: s.conn.lost, Dismissed: s.conn.dismissed, Working: &s.conn.working, Operates: now.operate,
 	})
 }
 

@@ -102,6 +102,15 @@ func (t *inflight) join(ctx context.Context, key buildKey, log *buildLog, run fu
 	return b, joinedFirst
 }
 
+// tellAll says a line to the clients of all builds.
+func (t *inflight) tellAll(text string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, b := range t.running {
+		nix.Line(b.log, text)
+	}
+}
+
 // finish takes a build that has ended out of the table: later requests start
 // anew. It reports whether nobody waits for it.
 func (t *inflight) finish(key buildKey, b *build) (unread bool) {

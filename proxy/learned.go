@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"nixbastion/route"
@@ -28,10 +30,13 @@ const (
 type learned struct {
 	path string
 	log  *slog.Logger
+
+	mu    sync.Mutex  // held while the file is written
+	given atomic.Bool // another process has it
 }
 
 func newLearned(dir string, log *slog.Logger) *learned {
-	return &learned{filepath.Join(dir, learnedFile), log}
+	return &learned{path: filepath.Join(dir, learnedFile), log: log}
 }
 
 // load returns what was kept; nothing if there is nothing.
@@ -67,13 +72,29 @@ func (l *learned) keep(ctx context.Context, router *route.Router) {
 		case <-ctx.Done():
 			ended = true
 		}
-		text, err := json.Marshal(router.History())
-		if err == nil && string(text) != string(last) {
-			err = replaceFile(l.path, text)
-		}
-		if err != nil {
-			l.log.Warn("estimates of builds cannot be kept", "file", l.path, "error", err)
-		}
-		last = text
+		last = l.write(router, last)
 	}
+}
+
+// write replaces the file unless it has the last text already, and returns its text.
+func (l *learned) write(router *route.Router, last []byte) []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.given.Load() {
+		return last
+	}
+	text, err := json.Marshal(router.History())
+	if err == nil && string(text) != string(last) {
+		err = replaceFile(l.path, text)
+	}
+	if err != nil {
+		l.log.Warn("estimates of builds cannot be kept", "file", l.path, "error", err)
+	}
+	return text
+}
+
+// give writes the file for another process, whose it is from now on.
+func (l *learned) give(router *route.Router) {
+	l.write(router, nil)
+	l.given.Store(true)
 }

@@ -108,7 +108,7 @@ func (p *Proxy) Ready() error {
 
 // Draining reports whether the proxy begins nothing new and ends when what runs has
 // ended.
-func (p *Proxy) Draining() bool { return p.front.isStopping() }
+func (p *Proxy) Draining() bool { return p.front.isStopping() || p.front.isDraining() }
 
 // result says how a request came to its build, for metrics.
 func (j joined) result() metrics.RequestResult {

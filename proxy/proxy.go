@@ -42,6 +42,12 @@ type Options struct {
 	Audit Auditor
 	// Metrics counts what happens; nil counts nothing.
 	Metrics *metrics.Metrics
+	// BeforeStore is called when all is ready but the store and what was learned,
+	// which another process may have until it returns. Nil where there is none.
+	BeforeStore func() error
+	// Predecessor is closed when the process that had the store before has ended.
+	// Nil if there is none.
+	Predecessor <-chan struct{}
 }
 
 // Proxy answers Nix clients over SSH. Make one with [New], run it with Serve,
@@ -87,16 +93,17 @@ func New(ctx context.Context, opts Options) (*Proxy, error) {
 	if p.audit == nil {
 		p.audit = noAudit{}
 	}
-	if err := p.open(ctx); err != nil {
+	if err := p.open(ctx, opts.BeforeStore); err != nil {
 		return nil, err
 	}
+	p.awaitPredecessor(opts.Predecessor)
 	p.apply(p.policy.Current())
 	p.warnOfHostCertificate()
 	p.metrics.Watch(p.state)
 	return p, nil
 }
 
-func (p *Proxy) open(ctx context.Context) (err error) {
+func (p *Proxy) open(ctx context.Context, beforeStore func() error) (err error) {
 	pol := p.policy.Current()
 	if err := os.MkdirAll(pol.StateDir, 0o700); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
@@ -113,6 +120,11 @@ func (p *Proxy) open(ctx context.Context) (err error) {
 		return err
 	}
 	p.hostKey = hostKey.PublicKey()
+	if beforeStore != nil {
+		if err := beforeStore(); err != nil {
+			return err
+		}
+	}
 	p.learned = newLearned(pol.StateDir, p.log)
 	p.router = route.New(route.Options{History: p.learned.load(), StarveAfter: pol.Scheduling.StarveAfter})
 	p.loads = newLoads(p.policy, p.router, p.log)
@@ -353,6 +365,7 @@ func (p *Proxy) serveDaemon(ctx context.Context, x *Exec, log *slog.Logger) int 
 		Stopping:      x.Stopping,
 		OnOp:          s.operates,
 		OnIdle:        func() { s.operates("") },
+		Draining:      worker.Draining{Begun: x.Draining, Idle: x.DrainIdle},
 		OnError:       func(op string, err error) { log.Error("operation failed", "op", op, "error", err) },
 		OnDone:        p.operationDone,
 	})
@@ -377,6 +390,7 @@ func (p *Proxy) serveStore(ctx context.Context, x *Exec, write bool, log *slog.L
 		Stopping: x.Stopping,
 		OnOp:     s.operates,
 		OnIdle:   func() { s.operates("") },
+		Draining: serve.Draining{Begun: x.Draining, Idle: x.DrainIdle},
 		Stderr:   x.Stderr,
 		SpoolDir: spoolDir,
 		OnError:  func(op string, err error) { log.Error("operation failed", "op", op, "error", err) },

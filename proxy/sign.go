@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"nixbastion/cache"
@@ -48,6 +49,8 @@ type signing struct {
 	log    *slog.Logger
 	audit  Auditor
 
+	off atomic.Bool // another process has the store
+
 	mu   sync.Mutex
 	stop context.CancelFunc // of the passes that run; nil if none do
 	wg   sync.WaitGroup
@@ -58,6 +61,9 @@ type signing struct {
 // moment. Passes for the old keys end.
 func (s *signing) prepare(next *policy.Policy) {
 	s.halt()
+	if s.off.Load() {
+		return
+	}
 	for i := range next.Domains {
 		dom := &next.Domains[i]
 		if err := s.cache.KeysChange(dom.Name, dom.SignersName()); err != nil {
@@ -70,6 +76,9 @@ func (s *signing) prepare(next *policy.Policy) {
 // costs next to nothing if that was done before. It ends with ctx.
 func (s *signing) begin(ctx context.Context) {
 	s.halt()
+	if s.off.Load() {
+		return
+	}
 	ctx, stop := context.WithCancel(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"nixbastion/policy"
@@ -77,6 +78,9 @@ type sleepers struct {
 	ctx     context.Context
 	stop    context.CancelCauseFunc
 	running sync.WaitGroup
+
+	// resting says that another process uses the builders too: none is put to sleep.
+	resting atomic.Bool
 
 	mu     sync.Mutex // guards what follows and all sleepers; no pool is called with it, which calls here
 	closed bool

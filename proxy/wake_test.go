@@ -406,3 +406,25 @@ func TestCommandEndsWithAllThatItStarted(t *testing.T) {
 		t.Errorf("output %q, %v", out, err)
 	}
 }
+
+// Guards against an upgrade that switches a builder off on which the other process has a
+// build.
+func TestNoBuilderIsPutToSleepWhileTwoProcessesUseIt(t *testing.T) {
+	inBedroom(t, func(b *bedroom) {
+		b.set(func() { b.up = true })
+		b.resting.Store(true)
+		if _, err := b.build(b.Context(), time.Minute); err != nil {
+			b.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		if got := b.commandsRun(); got != "" {
+			b.Errorf("ran %q", got)
+		}
+		b.resting.Store(false)
+		time.Sleep(11 * time.Minute)
+		synctest.Wait()
+		if got := b.commandsRun(); got != "sleep" {
+			b.Errorf("once it is alone it ran %q", got)
+		}
+	})
+}

@@ -26,9 +26,9 @@ import (
 // The admin asks on a unix socket, over HTTP, for which every machine has a
 // client: GET /QUESTION, such as GET /status, with a parameter word for each word that
 // follows, --json among them. The answer is text, for a terminal or with colours if a
-// parameter says so. POST /drain, /undrain, /kill and /reload change something, with
-// words likewise. POST /explain has its question as the body. POST /cache is a command
-// on the store: see
+// parameter says so. POST /drain, /undrain, /kill, /reload and /upgrade change
+// something, with words likewise. POST /explain has its question as the body. POST /cache
+// is a command on the store: see
 // cacheRequest and frameKind.
 
 const (
@@ -52,7 +52,7 @@ type askFunc func(ctx context.Context, out io.Writer, words []string, look proxy
 type changeFunc func(ctx context.Context, by string, words []string) (string, error)
 
 // changes are the paths of what is changed.
-var changes = []string{"/drain", "/undrain", "/kill", "/reload"}
+var changes = []string{"/drain", "/undrain", "/kill", "/reload", "/upgrade"}
 
 // admin is the socket and who answers on it.
 type admin struct {
@@ -62,8 +62,10 @@ type admin struct {
 	cache  *cache.Cache
 	audit  proxy.Auditor
 	log    *slog.Logger
-	server *http.Server
-	served chan error
+	// listener is handed on in an upgrade.
+	listener *net.UnixListener
+	server   *http.Server
+	served   chan error
 	// open is read-locked by commands on the store and by answers, which must not
 	// outlive it, and locked for good at the end.
 	open sync.RWMutex
@@ -82,8 +84,13 @@ func startAdmin(live *policy.Live, ask askFunc, change changeFunc, store *cache.
 	if err != nil {
 		return nil, fmt.Errorf("listen on the admin's socket %s: %w\nhint: %s", path, err, adminHint(err))
 	}
+	return startAdminOn(listener, live, ask, change, store, auditor, log), nil
+}
+
+// startAdminOn answers on a socket until stop.
+func startAdminOn(listener *net.UnixListener, live *policy.Live, ask askFunc, change changeFunc, store *cache.Cache, auditor proxy.Auditor, log *slog.Logger) *admin {
 	a := &admin{
-		policy: live, ask: ask, change: change, cache: store, audit: auditor, log: log,
+		policy: live, ask: ask, change: change, cache: store, audit: auditor, log: log, listener: listener,
 		served: make(chan error, 1), long: make(chan struct{}, adminLong),
 	}
 	a.halted, a.halt = context.WithCancel(context.Background())
@@ -95,7 +102,13 @@ func startAdmin(live *policy.Live, ask askFunc, change changeFunc, store *cache.
 	go func() {
 		a.served <- a.server.Serve(withRoomFor(adminConns, listener))
 	}()
-	return a, nil
+	return a
+}
+
+// leave is stop for a process whose socket another one has.
+func (a *admin) leave(ctx context.Context) error {
+	a.listener.SetUnlinkOnClose(false)
+	return a.stop(ctx)
 }
 
 // stop removes the socket, and waits for those who are being answered until ctx

@@ -28,6 +28,7 @@ type cli struct {
 	Reload   reloadCmd   `cmd:"" help:"Have the running proxy load its policy file again, or say what is wrong with it."`
 	Explain  explainCmd  `cmd:"" help:"Print whether a key may have something built, where it would go, and why not elsewhere."`
 	Drain    drainCmd    `cmd:"" help:"Keep new builds from a builder until undrain, and let those that run there end."`
+	Upgrade  upgradeCmd  `cmd:"" help:"Start the program anew, to take the place of the running proxy, which ends its builds."`
 	Undrain  undrainCmd  `cmd:"" help:"Let a drained builder have builds again."`
 	Audit    auditCmd    `cmd:"" help:"Verify the audit log, and search in it."`
 	Key      keyCmd      `cmd:"" help:"Make keys that sign store paths, and show their public halves."`

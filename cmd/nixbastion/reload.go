@@ -8,10 +8,8 @@ import (
 	"os"
 	"os/signal"
 	"sync"
-	"syscall"
 
 	"nixbastion/policy"
-	"nixbastion/proxy"
 )
 
 type reloadCmd struct {
@@ -29,22 +27,20 @@ func (c reloadCmd) Run(out io.Writer) error {
 }
 
 // followPolicy loads the policy again at each SIGHUP, and when its files change if it
-// says so. What that comes to is logged. The function returned ends that and waits
+// says so. Reload is told what asked for it. The function returned ends that and waits
 // for it.
-func followPolicy(p *proxy.Proxy, live *policy.Live, log *slog.Logger) (stop func()) {
+func followPolicy(hangups chan os.Signal, live *policy.Live, reload func(by string), log *slog.Logger) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for range hangups {
-			p.Reload("SIGHUP")
+			reload("SIGHUP")
 		}
 	})
 	wg.Go(func() {
 		live.Watch(ctx, func() {
 			log.Info("the policy's files have changed")
-			p.Reload("watch")
+			reload("watch")
 		})
 	})
 	return func() {

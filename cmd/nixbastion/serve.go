@@ -2,16 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"syscall"
 	"time"
 
-	"nixbastion/internal/metrics"
 	"nixbastion/policy"
 	"nixbastion/proxy"
 )
@@ -20,51 +16,56 @@ type serveCmd struct {
 	Config string `help:"The policy file." required:"" type:"path"`
 }
 
-// shutdownTimeout is how long running operations get to end after SIGTERM.
+// began is when the process did.
+var began = time.Now()
+
+// shutdownTimeout is how long what still runs gets to end once the time to drain is
+// over.
 const shutdownTimeout = 20 * time.Second
 
-// Run serves until SIGTERM or SIGINT. For what loads the policy again see followPolicy.
-func (c serveCmd) Run() (failure error) {
+// Run serves until SIGTERM or SIGINT: then nothing new is accepted, and what runs has
+// drain_timeout to end. A second signal ends it at once. For what loads the policy again
+// see followPolicy. `nixbastion upgrade` has another process take the place of this one.
+func (c serveCmd) Run() error {
+	before, err := findPredecessor()
+	if err != nil {
+		return err
+	}
+	err = c.serve(before)
+	before.failed(err)
+	return err
+}
+
+func (c serveCmd) serve(before *predecessor) error {
+	stops := watchStops()
+	defer stops.end()
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP) // early: unhandled it would end us
+	in, err := inheritSockets()
+	if err != nil {
+		return err
+	}
 	live, err := policy.NewLive(c.Config)
 	if err != nil {
+		in.close()
+		before.failed(err)
 		return reportMistakes(err)
 	}
-	log := newLogger(live.Current().Log)
+	s := &server{before: before, stops: stops, live: live, log: newLogger(live.Current().Log), replaced: make(chan struct{})}
 	limitMemory()
 	tuneMemory()
 	defer tuneProcessors()()
-
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	auditor, closeAudit, err := openAudit(live, c.Config, log)
+	closeAudit, err := s.openAudit(c.Config)
 	if err != nil {
+		in.close()
 		return err
 	}
 	defer closeAudit()
-	numbers := metrics.New(version)
-	p, err := proxy.New(ctx, proxy.Options{Policy: live, Version: version, Log: log, Audit: auditor, Metrics: numbers})
-	if err != nil {
+	if err := s.start(in); err != nil {
 		return err
 	}
-	monitor, err := startMonitor(nil, live.Current().Metrics, numbers, p, log)
-	if err != nil {
-		return errors.Join(err, shutdown(p))
-	}
-	defer func() { failure = errors.Join(failure, monitor.stop()) }()
-	admin, err := startAdmin(live, p.AskAdmin, p.ChangeAdmin, p.Cache(), auditor, log)
-	if err != nil {
-		return errors.Join(err, shutdown(p))
-	}
-	listeners, err := listenAll(live.Current().Listen)
-	if err != nil {
-		return errors.Join(err, stopAdmin(admin), shutdown(p))
-	}
-	stopReloads := followPolicy(p, live, log)
-	log.Info("serving", "version", version, "listen", live.Current().Listen, "config", c.Config)
-	err = p.Serve(ctx, listeners)
-	stopReloads()
-	log.Info("shutting down")
-	return errors.Join(err, stopAdmin(admin), shutdown(p))
+	defer followPolicy(hangups, live, s.reload, s.log)()
+	return s.run(c.Config)
 }
 
 func newLogger(l policy.Log) *slog.Logger {
@@ -75,28 +76,13 @@ func newLogger(l policy.Log) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(os.Stderr, opts))
 }
 
-func listenAll(addresses []string) ([]net.Listener, error) {
-	var listeners []net.Listener
-	for _, address := range addresses {
-		l, err := net.Listen("tcp", address)
-		if err != nil {
-			for _, open := range listeners {
-				open.Close()
-			}
-			return nil, fmt.Errorf("listen on %s: %w", address, err)
-		}
-		listeners = append(listeners, l)
-	}
-	return listeners, nil
-}
-
 // adminPatience is how long questions under way get to be answered.
 const adminPatience = time.Second
 
-func stopAdmin(a *admin) error {
+func stopAdmin(stop func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), adminPatience)
 	defer cancel()
-	return a.stop(ctx)
+	return stop(ctx)
 }
 
 func shutdown(p *proxy.Proxy) error {

@@ -1,7 +1,11 @@
 package main
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -9,25 +13,27 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+
+	"nixbastion/internal/testbed"
 )
 
-const unitFile = "../../systemd/nixbastion.service"
+const unitDir = "../../systemd"
 
-// readUnit returns the settings of the [Service] section: each line's value by
-// its name, in order.
-func readUnit(t *testing.T) map[string][]string {
+// readUnit returns the settings of one section of a unit: each line's value by its
+// name, in order.
+func readUnit(t *testing.T, name, section string) map[string][]string {
 	t.Helper()
-	text, err := os.ReadFile(unitFile)
+	text, err := os.ReadFile(filepath.Join(unitDir, name))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, service, found := strings.Cut(string(text), "\n[Service]\n")
+	_, part, found := strings.Cut(string(text), "\n["+section+"]\n")
 	if !found {
-		t.Fatal("the unit has no section [Service]")
+		t.Fatalf("%s has no section [%s]", name, section)
 	}
-	service, _, _ = strings.Cut(service, "\n[")
+	part, _, _ = strings.Cut(part, "\n[")
 	settings := map[string][]string{}
-	for line := range strings.Lines(service) {
+	for line := range strings.Lines(part) {
 		line = strings.TrimSpace(line)
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue
@@ -60,49 +66,154 @@ func parsed(t *testing.T, command string) (subcommand string, c cli) {
 	return ctx.Selected().Name, c
 }
 
-// Guards against a unit that names a subcommand or flag which is no more, checks
-// another file than it serves, or reloads without a check.
+// Guards against a unit that names a subcommand or flag which is no more, or checks
+// another file than it serves.
 func TestUnitRunsTheCommandsThatExist(t *testing.T) {
-	unit := readUnit(t)
-	if want := []string{"NIXBASTION_CONFIG=/etc/nixbastion/config.yaml"}; !slices.Equal(unit["Environment"], want) {
-		t.Errorf("Environment is %q, not %q", unit["Environment"], want)
+	const config = "/etc/nixbastion/config.yaml"
+	variable := strings.NewReplacer("${NIXBASTION_CONFIG}", config)
+	unit, upgrade := readUnit(t, "nixbastion.service", "Service"), readUnit(t, "nixbastion-upgrade.service", "Service")
+	for _, u := range []map[string][]string{unit, upgrade} {
+		if want := []string{"NIXBASTION_CONFIG=" + config}; !slices.Equal(u["Environment"], want) {
+			t.Errorf("Environment is %q, not %q", u["Environment"], want)
+		}
 	}
-	variable := strings.NewReplacer("${NIXBASTION_CONFIG}", "/etc/nixbastion/config.yaml")
-	name, c := parsed(t, variable.Replace(unit["ExecStart"][0]))
-	if name != "serve" || c.Serve.Config != "/etc/nixbastion/config.yaml" {
+	if name, c := parsed(t, variable.Replace(unit["ExecStart"][0])); name != "serve" || c.Serve.Config != config {
 		t.Errorf("ExecStart is %q of %q", name, c.Serve.Config)
 	}
-	for setting, want := range map[string]int{"ExecStartPre": 1, "ExecReload": 2} {
-		if len(unit[setting]) != want {
-			t.Fatalf("%s is %q", setting, unit[setting])
-		}
-		name, c := parsed(t, variable.Replace(unit[setting][0]))
-		if name != "check" || c.Check.File != "/etc/nixbastion/config.yaml" {
-			t.Errorf("%s is %q of %q", setting, name, c.Check.File)
-		}
+	if name, c := parsed(t, variable.Replace(unit["ExecStartPre"][0])); name != "check" || c.Check.File != config {
+		t.Errorf("ExecStartPre is %q of %q", name, c.Check.File)
 	}
-	if reload := unit["ExecReload"][1]; reload != "/bin/kill -HUP $MAINPID" {
-		t.Errorf("ExecReload ends with %q", reload)
+	if name, c := parsed(t, variable.Replace(upgrade["ExecStart"][0])); name != "upgrade" || c.Upgrade.Config != config {
+		t.Errorf("ExecStart of the upgrade is %q of %q", name, c.Upgrade.Config)
 	}
 }
 
-// Guards against a unit that kills the program before its own time-out, or
-// starts it again and again with a policy that it refuses.
+// Guards against a unit that kills the program before its own time-outs, starts it again
+// and again with a policy that it refuses, or expects of it what it does not tell.
 func TestUnitAgreesWithTheProgram(t *testing.T) {
-	unit := readUnit(t)
+	unit := readUnit(t, "nixbastion.service", "Service")
+	const defaultDrain = time.Minute
 	stop, err := time.ParseDuration(unit["TimeoutStopSec"][0])
-	if err != nil || stop <= shutdownTimeout {
-		t.Errorf("TimeoutStopSec is %v (%v), the program takes up to %v", stop, err, shutdownTimeout)
+	if err != nil || stop < defaultDrain+shutdownTimeout+adminPatience {
+		t.Errorf("TimeoutStopSec is %v (%v), the program takes up to %v", stop, err, defaultDrain+shutdownTimeout)
 	}
-	if got := unit["RestartPreventExitStatus"]; !slices.Equal(got, []string{strconv.Itoa(exitMistakes)}) {
-		t.Errorf("RestartPreventExitStatus is %q", got)
+	if extendBy <= extendEvery || extendBy >= stop {
+		t.Errorf("every %v the program asks for %v more", extendEvery, extendBy)
+	}
+	for name, want := range map[string]string{
+		"RestartPreventExitStatus": strconv.Itoa(exitMistakes), "Type": "notify-reload", "NotifyAccess": "main", "WatchdogSec": "30s",
+	} {
+		if got := strings.Join(unit[name], " "); got != want {
+			t.Errorf("%s is %q, not %q", name, got, want)
+		}
+	}
+	if unit["ExecReload"] != nil || unit["KillMode"] != nil {
+		t.Error("reloads are by signal alone, and both processes of an upgrade are to be stopped")
+	}
+}
+
+// unitCopies copies the units to where systemd's tools can read them: the program is at
+// another place, and old versions do not know all there is.
+func unitCopies(t *testing.T, analyze string) string {
+	t.Helper()
+	out, err := exec.Command(analyze, "--version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var version int
+	if _, err := fmt.Sscanf(string(out), "systemd %d", &version); err != nil {
+		t.Fatalf("version of systemd in %q: %v", out, err)
+	}
+	change := []string{"/usr/local/bin/nixbastion", "/bin/true"}
+	if version < 253 {
+		change = append(change, "Type=notify-reload", "Type=notify") // as override.conf says
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"nixbastion.service", "nixbastion.socket", "nixbastion-upgrade.service"} {
+		text, err := os.ReadFile(filepath.Join(unitDir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(strings.NewReplacer(change...).Replace(string(text))), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// Guards against units that systemd itself finds fault with, and against an override
+// whose lines are no settings; and against more exposure than was weighed.
+func TestSystemdAcceptsTheUnits(t *testing.T) {
+	analyze := testbed.NeedTool(t, "systemd-analyze", "systemd")
+	run := func(args ...string) {
+		t.Helper()
+		out, err := exec.Command(analyze, args...).CombinedOutput()
+		if err != nil || args[0] == "verify" && len(out) > 0 {
+			t.Errorf("systemd-analyze %v: %v\n%s", args, err, out)
+		}
+	}
+	dir := unitCopies(t, analyze)
+	units, err := filepath.Glob(dir + "/*")
+	if err != nil || len(units) != 3 {
+		t.Fatal(units, err)
+	}
+	run(append([]string{"verify", "--man=no"}, units...)...)
+	run("security", "--offline=true", "--threshold=15", dir+"/nixbastion.service") // 1.5
+	run("security", "--offline=true", "--threshold=15", dir+"/nixbastion-upgrade.service")
+
+	override, err := os.ReadFile(filepath.Join(unitDir, "override.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	drop := filepath.Join(dir, "nixbastion.service.d")
+	if err := os.Mkdir(drop, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	lines := regexp.MustCompile(`(?m)^#([A-Z][A-Za-z]+=)`)
+	if n := len(lines.FindAll(override, -1)); n < 10 {
+		t.Errorf("override.conf has %d settings", n)
+	}
+	plain := strings.ReplaceAll(string(lines.ReplaceAll(override, []byte("$1"))), "/usr/local/bin/nixbastion", "/bin/true")
+	if err := os.WriteFile(filepath.Join(drop, "override.conf"), []byte(plain), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	run("verify", "--man=no", dir+"/nixbastion.service")
+}
+
+// Guards against accounts and places that systemd's tools do not make.
+func TestSystemdMakesAccountAndPlaces(t *testing.T) {
+	root := t.TempDir()
+	if err := os.Mkdir(filepath.Join(root, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, tool := range [][]string{
+		{"systemd-sysusers", "sysusers.d"}, {"systemd-tmpfiles", "tmpfiles.d"},
+	} {
+		file, err := filepath.Abs(filepath.Join(unitDir, tool[1], "nixbastion.conf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		args := []string{"--root=" + root, file}
+		if tool[0] == "systemd-tmpfiles" {
+			args = append([]string{"--create"}, args...)
+		}
+		if out, err := exec.Command(testbed.NeedTool(t, tool[0], "systemd"), args...).CombinedOutput(); err != nil {
+			t.Errorf("%v: %v\n%s", tool, err, out)
+		}
+	}
+	accounts, err := os.ReadFile(filepath.Join(root, "etc/passwd"))
+	if err != nil || !strings.Contains(string(accounts), "nixbastion:x:") || !strings.Contains(string(accounts), ":/var/lib/nixbastion:/usr/sbin/nologin") {
+		t.Errorf("accounts: %q, %v", accounts, err)
+	}
+	if info, err := os.Stat(filepath.Join(root, "etc/nixbastion")); err != nil || info.Mode().Perm() != 0o750 {
+		t.Errorf("/etc/nixbastion: %v, %v", info, err)
 	}
 }
 
 // Guards against hardening that gets lost. Each line was weighed: together they
-// bring `systemd-analyze security` to 1.4.
+// bring `systemd-analyze security` to 1.2.
 func TestUnitStaysHardened(t *testing.T) {
-	unit := readUnit(t)
+	unit := readUnit(t, "nixbastion.service", "Service")
 	for name, want := range map[string]string{
 		"User":                    "nixbastion",
 		"StateDirectory":          "nixbastion",
@@ -113,8 +224,8 @@ func TestUnitStaysHardened(t *testing.T) {
 		"PrivateTmp":              "yes",
 		"PrivateDevices":          "yes",
 		"PrivateMounts":           "yes",
-		"AmbientCapabilities":     "CAP_NET_BIND_SERVICE",
-		"CapabilityBoundingSet":   "CAP_NET_BIND_SERVICE",
+		"AmbientCapabilities":     "",
+		"CapabilityBoundingSet":   "",
 		"NoNewPrivileges":         "yes",
 		"RestrictSUIDSGID":        "yes",
 		"LockPersonality":         "yes",

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -135,7 +136,14 @@ func testStartsAgain(t *testing.T, proxy *world.Proxy, client *testbed.Host, pat
 func testTerminated(t *testing.T, proxy *world.Proxy, client, builder *testbed.Host) {
 	run, log := startWatched(t, client, gated("endless"))
 	awaitText(t, client, log, "before the gate")
-	if err := proxy.Terminate(t.Context()); err != nil {
+	if err := proxy.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	awaitText(t, client, log, "this host restarts; the build goes on and has 1m0s to end")
+	if n := runningBuilds(t, builder); n != 1 {
+		t.Errorf("%d builds run after the first signal", n)
+	}
+	if err := proxy.Terminate(t.Context()); err != nil { // the second one
 		t.Fatal(err)
 	}
 	run.mustFail(t)

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -166,7 +167,8 @@ func (w *site) wantOneFolder(t *testing.T) {
 	}
 }
 
-// An orderly end says so to clients whose builds run, leaves nothing on the
+// An orderly end says so to clients whose builds run and gives them time, until a second
+// signal; it leaves nothing on the
 // builder and ends with status 0; after it clients that check the host key
 // strictly go on as before. Guards against a proxy that hangs at its end or
 // drops its clients without a word.
@@ -181,7 +183,12 @@ func TestTerminatedProxySaysSoAndGoesOn(t *testing.T) {
 	waitLine(t, w.proxy, mark, world.Message("ssh login"))
 	awaitText(t, w.other, waitingLog, "wait")
 
-	w.terminate(t)
+	if err := w.proxy.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	awaitText(t, w.client, runningLog, "this host restarts; the build goes on")
+	awaitText(t, w.other, waitingLog, "this host restarts; the build goes on")
+	w.terminate(t) // the second signal: the time to drain is over
 	running.mustFail(t)
 	waiting.mustFail(t)
 	awaitText(t, w.client, runningLog, "the proxy is shutting down")

@@ -56,6 +56,8 @@ var onlyIn = map[string]string{
 	"github.com/prometheus/client_golang/prometheus":          "internal/metrics",
 	"github.com/prometheus/client_golang/prometheus/promhttp": "internal/metrics",
 	"github.com/pires/go-proxyproto":                          "proxy",
+	"github.com/coreos/go-systemd/v22/activation":             "cmd/nixbastion",
+	"github.com/coreos/go-systemd/v22/daemon":                 "cmd/nixbastion",
 }
 
 type goPackage struct {

@@ -181,6 +181,17 @@ func (r *Recorder) makeRoom(n int64) error {
 	return r.open()
 }
 
+// Reopen takes the recording up again after Close.
+func (r *Recorder) Reopen() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.done = false
+	if r.file != nil {
+		return nil
+	}
+	return r.open()
+}
+
 // Close ends the recording; what Record is asked for later fails.
 func (r *Recorder) Close() error {
 	r.mu.Lock()

@@ -127,6 +127,9 @@ func (s ProxySpec) hostSpec() (testbed.HostSpec, error) {
 		host.Binds = map[string]string{}
 	}
 	host.Binds[Binary] = binary
+	if s.Activated {
+		host.Packages = append(host.Packages, "systemd")
+	}
 	if s.StateOnDisk {
 		host.OnDisk = append(host.OnDisk, StateDir)
 	}
@@ -171,23 +174,34 @@ func (p *Proxy) HostKey() string {
 func (p *Proxy) Start(ctx context.Context) error {
 	mark := p.Mark()
 	p.launch(ctx)
+	if err := p.activate(ctx); err != nil {
+		return errors.Join(err, p.Kill())
+	}
 	if _, err := p.WaitLine(ctx, mark, Message("serving")); err != nil {
 		return fmt.Errorf("start proxy %s: %w", p.host.Name(), errors.Join(err, p.Kill()))
 	}
+	if err := p.findProcess(); err != nil {
+		return err
+	}
+	return p.introduce(ctx)
+}
+
+// findProcess notes the program's process.
+func (p *Proxy) findProcess() error {
 	pids, err := p.host.PIDs("^" + Binary + " serve")
 	if err != nil || len(pids) != 1 {
 		return errors.Join(fmt.Errorf("find the process of proxy %s among %v", p.host.Name(), pids), err)
 	}
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.pid = pids[0]
-	p.mu.Unlock()
-	return p.introduce(ctx)
+	return nil
 }
 
 func (p *Proxy) launch(ctx context.Context) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	cmd := p.host.Command(context.WithoutCancel(ctx), Binary, "serve", "--config", ConfigFile)
+	cmd := p.host.Command(context.WithoutCancel(ctx), p.words()...)
 	cmd.Env = append(cmd.Env, p.spec.Env...)
 	cmd.Stdout, cmd.Stderr = p.log, p.log
 	ended := make(chan struct{})
@@ -268,12 +282,14 @@ func (p *Proxy) Terminate(ctx context.Context) error {
 // Kill ends the program by SIGKILL and waits for the end; nothing happens if it
 // has ended.
 func (p *Proxy) Kill() error {
-	pids, err := p.host.PIDs("^" + Binary + " serve")
-	for _, pid := range pids {
-		err = errors.Join(err, syscall.Kill(pid, syscall.SIGKILL))
-	}
-	if err != nil {
-		return err
+	for _, pattern := range []string{activatedPattern, "^" + Binary + " serve"} { // who starts it again first
+		pids, err := p.host.PIDs(pattern)
+		for _, pid := range pids {
+			err = errors.Join(err, syscall.Kill(pid, syscall.SIGKILL))
+		}
+		if err != nil {
+			return err
+		}
 	}
 	<-p.ending()
 	return nil

@@ -48,6 +48,9 @@ type ProxySpec struct {
 	Extra string
 	// Env is added to the proxy's environment: "GOGC=100".
 	Env []string
+	// Activated has systemd-socket-activate listen on port 22 and start the program, and
+	// keeps the socket while it is started again whenever it ends: see Restart.
+	Activated bool
 	// StateOnDisk keeps the state directory on disk instead of in memory.
 	StateOnDisk bool
 	// Host is added to: a caller may ask for more binds. Name, Kind and what

@@ -10,6 +10,9 @@ import (
 	"nixbastion/internal/nix/wire"
 )
 
+// Draining ends sessions in which nothing is asked for, once it has begun.
+type Draining = wire.Draining
+
 // ServeOptions say what a server lets its client do.
 type ServeOptions struct {
 	// Write says that the command had --write and that the client may write.
@@ -23,6 +26,8 @@ type ServeOptions struct {
 	// Stopping ends the session between two commands once it is closed. May be
 	// nil.
 	Stopping <-chan struct{}
+	// Draining ends a session in which nothing is asked for. May be zero.
+	Draining Draining
 	// Stderr takes the logs of commands as text; it is the standard error of the
 	// program that the client believes to talk to. A client that does not read
 	// it delays its own commands and nobody else's. Nil drops them.
@@ -105,7 +110,7 @@ func (s *session) awaitRequest() bool {
 	if s.opts.OnIdle != nil {
 		s.opts.OnIdle()
 	}
-	return s.r.MoreUntil(s.opts.Stopping)
+	return s.r.MoreUntil(s.opts.Stopping, s.opts.Draining)
 }
 
 // request is one command on its way through the server.

@@ -1,6 +1,9 @@
 package wire
 
-import "io"
+import (
+	"io"
+	"time"
+)
 
 // peek is one read of the source that runs while the owner of the Reader is
 // busy with something else. Its fields are valid once done is closed.
@@ -35,21 +38,43 @@ func (r *Reader) Watch(onEnd func()) {
 	go p.run(r.src, r.buf, onEnd)
 }
 
-// MoreUntil is More that gives up when stop is closed and reports false then, too.
-// A nil stop never is.
-func (r *Reader) MoreUntil(stop <-chan struct{}) bool {
-	if stop == nil {
+// Draining bounds how long a peer may ask for nothing, from when Begun is closed on.
+// The zero value bounds nothing.
+type Draining struct {
+	Begun <-chan struct{}
+	// Idle is asked once Begun is closed.
+	Idle func() time.Duration
+}
+
+// MoreUntil is More that gives up when stop is closed, or when a peer asks for nothing
+// for too long, and reports false then, too. A nil stop never is.
+func (r *Reader) MoreUntil(stop <-chan struct{}, drain Draining) bool {
+	if stop == nil && drain.Begun == nil {
 		return r.More()
 	}
 	r.Watch(func() {})
-	if r.peek != nil {
+	if r.peek != nil && !r.peek.await(stop, drain) {
+		return false
+	}
+	return r.More()
+}
+
+// await reports whether something came, or the end.
+func (p *peek) await(stop <-chan struct{}, drain Draining) bool {
+	var late <-chan time.Time
+	for {
 		select {
-		case <-r.peek.done:
+		case <-p.done:
+			return true
 		case <-stop:
+			return false
+		case <-drain.Begun:
+			drain.Begun = nil
+			late = time.After(drain.Idle())
+		case <-late:
 			return false
 		}
 	}
-	return r.More()
 }
 
 func (p *peek) run(src io.Reader, buf []byte, onEnd func()) {

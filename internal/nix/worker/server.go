@@ -13,6 +13,9 @@ import (
 // ErrHangUp says that a client went away while an operation ran for it.
 var ErrHangUp = wire.ErrHangUp
 
+// Draining ends sessions in which nothing is asked for, once it has begun.
+type Draining = wire.Draining
+
 // ServeOptions say how a server presents itself.
 type ServeOptions struct {
 	// DaemonVersion is the version of Nix that clients are told, for people
@@ -30,6 +33,8 @@ type ServeOptions struct {
 	// Stopping ends the session between two operations once it is closed. May be
 	// nil.
 	Stopping <-chan struct{}
+	// Draining ends a session in which nothing is asked for. May be zero.
+	Draining Draining
 	// Limits bound what a client may send.
 	Limits Limits
 	// OnHandshake is called once with the version that was agreed on. May be nil.
@@ -97,7 +102,7 @@ func (s *session) awaitRequest() bool {
 	if s.opts.OnIdle != nil {
 		s.opts.OnIdle()
 	}
-	return s.r.MoreUntil(s.opts.Stopping)
+	return s.r.MoreUntil(s.opts.Stopping, s.opts.Draining)
 }
 
 // request is one operation on its way through the server.

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"nixbastion/internal/metrics"
+	"nixbastion/policy"
+	"nixbastion/proxy"
+)
+
+// server is a proxy that serves, with what belongs to the process.
+type server struct {
+	before *predecessor // nil for none
+	stops  *stops
+	live   *policy.Live
+	log    *slog.Logger
+	doors  []door
+	proxy  *proxy.Proxy
+	admin  *admin
+	// auditor is nil for none, and outlives all else.
+	auditor proxy.Auditor
+	monitor *monitor // nil for none
+
+	// upgrading is held while another process is about to take our place, and for good
+	// once we stop.
+	upgrading sync.Mutex
+	replaced  chan struct{} // closed when it has
+	next      *successor    // set before
+}
+
+// start makes ready to serve. What may fail comes before the store is asked for.
+func (s *server) start(in inherited) (err error) {
+	pol := s.live.Current()
+	if s.doors, err = listenAll(pol.Listen, in.doors); err != nil {
+		in.close()
+		return err
+	}
+	numbers := metrics.New(version)
+	opts := proxy.Options{Policy: s.live, Version: version, Log: s.log, Audit: s.auditor, Metrics: numbers, Predecessor: s.before.gone()}
+	if s.before != nil {
+		opts.BeforeStore = s.before.awaitStore
+	}
+	if s.proxy, err = proxy.New(context.Background(), opts); err != nil {
+		return err
+	}
+	if s.monitor, err = startMonitor(in.metrics, pol.Metrics, numbers, s.proxy, s.log); err != nil {
+		return errors.Join(err, shutdown(s.proxy))
+	}
+	if s.admin, err = s.startAdmin(in.admin); err != nil {
+		return errors.Join(err, shutdown(s.proxy), s.monitor.stop())
+	}
+	return nil
+}
+
+// openAudit opens the audit log of the policy. The function returned ends it.
+func (s *server) openAudit(config string) (end func(), err error) {
+	s.auditor, end, err = openAudit(s.live, config, s.log)
+	return end, err
+}
+
+// startAdmin answers on the socket that is open already, if the policy wants that one.
+func (s *server) startAdmin(open *net.UnixListener) (*admin, error) {
+	change := func(ctx context.Context, by string, words []string) (string, error) {
+		if words[0] == "upgrade" {
+			return s.upgrade(context.Background())
+		}
+		answer, err := s.proxy.ChangeAdmin(ctx, by, words)
+		if err == nil && words[0] == "reload" {
+			s.before.reload()
+		}
+		return answer, err
+	}
+	if open != nil {
+		open.SetUnlinkOnClose(true)
+		if open.Addr().String() == s.live.Current().Admin.Socket {
+			return startAdminOn(open, s.live, s.proxy.AskAdmin, change, s.proxy.Cache(), s.auditor, s.log), nil
+		}
+		defer open.Close() // the process before us leaves it to us
+	}
+	return startAdmin(s.live, s.proxy.AskAdmin, change, s.proxy.Cache(), s.auditor, s.log)
+}
+
+// run serves until it is time to stop, or another process serves.
+func (s *server) run(config string) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	doors, closeDoors := context.WithCancel(ctx)
+	served := make(chan error, 1)
+	go func() { served <- s.proxy.Serve(doors, listeners(s.doors)) }()
+	err := s.before.serving()
+	if err == nil {
+		err = s.serving(ctx, config, served)
+	}
+	closeDoors()
+	err = errors.Join(err, <-served)
+	cancel() // the watchdog, too
+	select {
+	case <-s.replaced:
+		return errors.Join(err, s.endReplaced())
+	default:
+		return errors.Join(err, s.end(err))
+	}
+}
+
+// serving returns when that is to end.
+func (s *server) serving(ctx context.Context, config string, served chan error) error {
+	s.log.Info("serving", "version", version, "listen", addressesOf(s.doors), "config", config, "after", time.Since(began).Round(time.Millisecond).String())
+	notify(s.log, daemon.SdNotifyReady, statusText("serving on %s", strings.Join(addressesOf(s.doors), ", ")))
+	go watchdog(ctx, watchdogInterval(s.log), s.proxy.Alive, s.log)
+	select {
+	case err := <-served: // a socket failed
+		served <- nil
+		return err
+	case <-s.replaced:
+	case <-s.stops.asked.Done():
+		s.upgrading.Lock() // one that is under way comes to its end
+	}
+	return nil
+}
+
+// end lets what runs come to its end, and ends it when its time is up. After an error
+// there is no such time.
+func (s *server) end(failed error) error {
+	limit := s.live.Current().DrainTimeout
+	s.log.Info("shutting down", "drain_timeout", limit.String())
+	notify(s.log, daemon.SdNotifyStopping, statusText("stopping: builds that run have %s", limit))
+	telling, toldEnough := context.WithCancel(context.Background())
+	var told sync.WaitGroup
+	told.Go(func() { extendStop(telling, s.log) })
+	defer told.Wait()
+	defer toldEnough()
+	if failed == nil && limit > 0 {
+		ctx, cancel := context.WithTimeout(s.stops.urged, limit)
+		s.proxy.Drain(ctx, limit)
+		cancel()
+	}
+	// Whoever watches sees how the proxy drains.
+	return errors.Join(stopAdmin(s.admin.stop), shutdown(s.proxy), s.monitor.stop())
+}
+
+// endReplaced is end for a process whose place another one has taken: nobody waits for
+// it, so what runs has all its time, or drain_timeout from the first signal on.
+func (s *server) endReplaced() error {
+	s.log.Info("another process serves; ending what runs", "pid", s.next.process.Pid)
+	err := errors.Join(stopAdmin(s.admin.leave), s.monitor.stop())
+	go s.next.obey(func() { s.reload("upgraded process") })
+	ctx, cancel := context.WithCancel(s.stops.urged)
+	defer cancel()
+	defer context.AfterFunc(s.stops.asked, func() {
+		time.AfterFunc(s.live.Current().DrainTimeout, cancel)
+	})()
+	s.proxy.DrainReplaced(ctx)
+	s.log.Info("shutting down")
+	return errors.Join(err, shutdown(s.proxy))
+}
+
+// stops are the signals that end a process.
+type stops struct {
+	asked, urged context.Context // done at the first and at the second
+	end          func()
+}
+
+func watchStops() *stops {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	asked, ask := context.WithCancel(context.Background())
+	urged, urge := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range signals {
+			if asked.Err() != nil {
+				urge()
+			}
+			ask()
+		}
+	}()
+	return &stops{asked: asked, urged: urged, end: func() {
+		signal.Stop(signals)
+		close(signals)
+		<-done
+		ask()
+		urge()
+	}}
+}
+
+// reload loads the policy again, and tells those who have to know.
+func (s *server) reload(by string) {
+	notify(s.log, reloading())
+	status := "policy loaded"
+	if _, err := s.proxy.Reload(by); err != nil {
+		status = "policy refused, the old one stays: " + strings.ReplaceAll(err.Error(), "\n", " ")
+	} else {
+		s.before.reload()
+	}
+	notify(s.log, daemon.SdNotifyReady, statusText("%s", status))
+}
