@@ -66,30 +66,35 @@ func (c auditVerifyCmd) Run(out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	var reports []audit.FileReport
+	var missing []audit.Hash
+	err = c.whole(func(files []string) (err error) {
+		reports = nil
+		missing, err = audit.Verify(files, heads, func(r audit.FileReport) { reports = append(reports, r) })
+		return err
+	})
+	for _, r := range reports {
+		printReport(out, r)
+	}
+	if err == nil && len(missing) > 0 {
+		err = fmt.Errorf("no line has the hash %s: lines were cut off, or the chain was made anew", missing[0])
+	}
+	return err
+}
+
+// whole has all files read, once more if that failed and their names stand for others
+// by then.
+func (f auditFiles) whole(read func(files []string) error) error {
 	for {
-		files, err := c.find()
+		files, err := f.find()
 		if err != nil {
 			return err
 		}
-		var reports []audit.FileReport
-		missing, err := audit.Verify(files, heads, func(r audit.FileReport) { reports = append(reports, r) })
-		if err != nil && c.rotatedSince(files) {
-			continue // names stand for other files now
+		failure := read(files)
+		if now, err := f.find(); failure == nil || err != nil || slices.Equal(now, files) {
+			return failure
 		}
-		for _, r := range reports {
-			printReport(out, r)
-		}
-		if err == nil && len(missing) > 0 {
-			err = fmt.Errorf("no line has the hash %s: lines were cut off, or the chain was made anew", missing[0])
-		}
-		return err
 	}
-}
-
-// rotatedSince reports whether there are other files than before.
-func (f auditFiles) rotatedSince(files []string) bool {
-	now, err := f.find()
-	return err == nil && !slices.Equal(now, files)
 }
 
 func parseHeads(texts []string) ([]audit.Hash, error) {

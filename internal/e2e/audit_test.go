@@ -36,6 +36,7 @@ func startNotary(t *testing.T) *notary {
 		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{n.alice}}},
 	})
 	setMachines(t, n.client, n.proxy.Machine(n.alice))
+	build(t, n.client, testbed.Derivation{Name: "first"}) // several at once would all set up the client's new store
 	return n
 }
 
