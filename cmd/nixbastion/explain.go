@@ -27,7 +27,7 @@ const (
 
 type explainCmd struct {
 	Principal string   `help:"Who wants the build, by the name in the policy." xor:"who" required:""`
-	Key       string   `help:"Whose key it is: an .pub file, a certificate, or a fingerprint (SHA256:...)." xor:"who" required:""`
+	Key       string   `help:"Whose key it is: a .pub file, a certificate, or a fingerprint (SHA256:...)." xor:"who" required:""`
 	Address   string   `help:"Where the key comes from, for from= and source-address."`
 	System    string   `help:"The system that is required." xor:"what" required:""`
 	Features  []string `help:"The features that are required."`

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"nixbastion/internal/testbed"
 	"nixbastion/internal/world"
@@ -31,19 +32,23 @@ func TestCheckConnectFindsWhatIsWrong(t *testing.T) {
 	builder := func(name, nix string) testbed.HostSpec {
 		return testbed.HostSpec{Name: name, Kind: testbed.Builder, Nix: nix, Features: []string{"benchmark"}}
 	}
-	hosts := bed.MustStart(t, builder("fine", testbed.Nix234), builder("old", testbed.Nix28), builder("middle", testbed.Nix226))
+	hosts := bed.MustStart(t, builder("fine", testbed.Nix234), builder("old", testbed.Nix28), builder("middle", testbed.Nix226), builder("bound", testbed.Nix234))
+	forceCommand(t, hosts[3], world.BuilderKey(bed, "proxy"), "nix-daemon --stdio")
 	proxy := startProxy(t, bed, world.ProxySpec{
 		Builders: []world.Builder{
 			{Host: hosts[0], Features: []string{"benchmark"}},
 			{Host: hosts[1], Account: testbed.GuestAccount, Features: []string{"kvm"}},
 			{Host: hosts[2], Systems: []string{testbed.NativeSystem, otherSystem}, Extra: []string{"load: {min_disk: 900TiB}"}},
+			{Host: hosts[3], Features: []string{"unheard-of"}},
 		},
 		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},
 	})
 	check := func(file string) (status int, kinds map[string]string, text string) {
 		t.Helper()
 		const quoted = " check --connect "
+		began := time.Now()
 		text = proxy.Host().MustShell(t, world.Binary+quoted+file+" || true")
+		t.Logf("the check of %s took %s", file, time.Since(began).Round(time.Millisecond))
 		res, err := proxy.Host().Shell(t.Context(), world.Binary+quoted+"--json "+file)
 		if err != nil {
 			t.Fatal(err)
@@ -67,7 +72,7 @@ func TestCheckConnectFindsWhatIsWrong(t *testing.T) {
 		}
 		return res.Status, kinds, text
 	}
-	wants := func(what, file string, status int, want map[string]string) {
+	wants := func(what, file string, status int, want map[string]string) (text string) {
 		t.Helper()
 		got, kinds, text := check(file)
 		if got != status {
@@ -78,9 +83,11 @@ func TestCheckConnectFindsWhatIsWrong(t *testing.T) {
 				t.Errorf("%s: %s has %q, want %q:\n%s", what, name, kinds[name], problems, text)
 			}
 		}
+		return text
 	}
 	// Nix 2.8 does not say whom it trusts, so that is read of its settings.
-	wants("as it is", world.ConfigFile, 1, map[string]string{"fine": "", "old": "features trust", "middle": "disk system"})
+	text := wants("as it is", world.ConfigFile, 1, map[string]string{"fine": "", "old": "features trust", "middle": "disk system", "bound": ""})
+	wantText(t, "the check of an account with a forced command", text, "systems and features of the policy are believed: it does not run a shell")
 
 	// What the hints say is done.
 	hosts[1].MustShell(t, "printf 'extra-trusted-users = "+testbed.GuestAccount+"\\nextra-system-features = kvm\\n' >>/etc/nix/nix.conf")
