@@ -286,6 +286,15 @@ func TestQueueIsInOrder(t *testing.T) {
 	if asked != maxExpected || q.Queue[0].startText() != "on b1 in 40s" || q.Queue[99].startText() != "-" {
 		t.Errorf("asked %d times; the first starts %s, the last %s", asked, q.Queue[0].startText(), q.Queue[99].startText())
 	}
+	asked = 0
+	few := newQueue(queue[49:53], &asker{}, nil, townTime())
+	few.expect(func(route.Request) route.Decision {
+		asked++
+		return route.Decision{}
+	})
+	if asked != 2 {
+		t.Errorf("asked for %d of 2 that are next", asked)
+	}
 }
 
 // Guards against keys of the JSON that nobody is told of.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"nixbastion/policy"
 	"nixbastion/proxy"
@@ -58,9 +60,34 @@ func TestAnswersThatNobodyReadsHoldUpNobody(t *testing.T) {
 	if err := flags.ask(&out, "status", "--watch"); err == nil || !strings.Contains(err.Error(), "end one of them") {
 		t.Errorf("one more that goes on: %v", err)
 	}
-	o.close()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond) // which a write that nobody reads needs
+	defer cancel()
+	if err := o.admin.stop(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("stop: %v", err)
+	}
+	o.admin = nil
 	for range adminLong {
 		<-e.ended
+	}
+}
+
+// Guards against an admin who watches and keeps the proxy from its end.
+func TestAnswersThatGoOnEndWithTheProxy(t *testing.T) {
+	o := openOffice(t, "", func(ctx context.Context, out io.Writer, _ []string, _ proxy.Look) error {
+		io.WriteString(out, "first\n")
+		out.(*answerWriter).Flush()
+		<-ctx.Done()
+		return nil
+	})
+	from, to := io.Pipe()
+	done := make(chan error)
+	go func() { done <- askFlags{Socket: o.socket}.ask(to, "status", "--watch") }()
+	if text, err := bufio.NewReader(from).ReadString('\n'); text != "first\n" {
+		t.Errorf("%q, %v", text, err)
+	}
+	o.close()
+	if err := <-done; err != nil {
+		t.Errorf("the answer ends with %v", err)
 	}
 }
 
