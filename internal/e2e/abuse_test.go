@@ -67,7 +67,7 @@ func TestHostilePeersHarmNobody(t *testing.T) {
 	y := startArena(t, ", session_memory: 32MiB", nil)
 	t.Run("ssh-audit", y.testAudit)
 	t.Run("a balancer and a stranger with one", y.testBalancer)
-	t.Run("sessions that never read", func(t *testing.T) { y.testNeverRead(t, 2, 16) })
+	t.Run("sessions that never read", func(t *testing.T) { y.testNeverRead(t, 8, 4) })
 	t.Run("sockets that trickle", func(t *testing.T) { y.testTrickle(t, 1000, 20) })
 	t.Run("keys that nobody has", y.testStrangersKeys)
 }

@@ -51,18 +51,18 @@ func (y *arena) testBalancer(t *testing.T) {
 	}
 	for i, port := range []int{2201, 2202} {
 		mark := proxy.Mark()
-		if res := logIn("balancer", port); res.Status != 0 {
+		if res := logIn(balancer.Name(), port); res.Status != 0 {
 			t.Errorf("header v%d: status %d: %s", i+1, res.Status, res.Stderr)
 		}
 		waitLine(t, proxy, mark, world.Message("ssh login", "addr", client.Addr().String()))
 	}
-	if res := logIn("balancer", 2203); res.Status == 0 {
+	if res := logIn(balancer.Name(), 2203); res.Status == 0 {
 		t.Error("the balancer got in without a header")
 	}
 	waitLine(t, proxy, 0, world.Message("ssh connection refused: no PROXY header", "addr", balancer.Addr().String()))
 	for _, port := range []int{2201, 2202} {
 		mark := proxy.Mark()
-		if res := logIn("stranger", port); res.Status == 0 {
+		if res := logIn(stranger.Name(), port); res.Status == 0 {
 			t.Error("a stranger said where it comes from, and got in")
 		}
 		waitLine(t, proxy, mark, world.Message("ssh handshake failed", "addr", stranger.Addr().String(), "reason", "not listed"))
