@@ -157,4 +157,3 @@ func (k *keeper) vacate(keys []key) (gone []key, err error) {
 	}
 	return gone, errors.Join(errs...)
 }
-
