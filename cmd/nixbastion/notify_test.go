@@ -35,7 +35,13 @@ func TestTheWatchdogHearsNothingOfAProxyThatIsStuck(t *testing.T) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		watchdog(ctx, time.Millisecond, func() { asked <- struct{}{}; <-well }, slog.New(slog.DiscardHandler))
+		watchdog(ctx, time.Millisecond, func() {
+			select {
+			case asked <- struct{}{}:
+				<-well
+			case <-ctx.Done():
+			}
+		}, slog.New(slog.DiscardHandler))
 	}()
 	<-asked
 	notes.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
