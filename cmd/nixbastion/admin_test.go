@@ -238,7 +238,7 @@ func TestOnlyAStaleSocketIsReplaced(t *testing.T) {
 
 // Guards against a start that fails without saying what to do.
 func TestASocketThatCannotBeMadeStopsTheStart(t *testing.T) {
-	file := writePolicy(t, "state_dir: state\nlisten: [\"127.0.0.1:1\"]\nadmin: {socket: none/s}\n")
+	file := writePolicy(t, "state_dir: state\nlisten: [\"127.0.0.1:"+freePort(t)+"\"]\nadmin: {socket: none/s}\n")
 	var out, errs bytes.Buffer
 	if status := run([]string{"serve", "--config", file}, &out, &errs); status != exitFailure {
 		t.Errorf("status %d", status)

@@ -119,15 +119,14 @@ func listenAll(addresses []string, open []door) (doors []door, err error) {
 	return doors, nil
 }
 
-// listensOn reports whether a socket is that of an address of the policy. Port 0 is
-// any port.
+// listensOn reports whether a socket is that of an address of the policy.
 func listensOn(d door, address string) bool {
 	want, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil {
 		return false
 	}
 	have := d.Addr().(*net.TCPAddr)
-	if want.Port != 0 && want.Port != have.Port {
+	if want.Port != have.Port {
 		return false
 	}
 	if want.IP == nil || want.IP.IsUnspecified() {

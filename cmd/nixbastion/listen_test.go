@@ -44,7 +44,7 @@ func TestSocketsOfBeforeAreKeptWhereThePolicyNamesThem(t *testing.T) {
 			t.Errorf("%s is open: %v", d.Addr(), isOpen(d))
 		}
 	}
-	if _, err := listenAll([]string{"127.0.0.1:0", kept.Addr().String(), kept.Addr().String()}, []door{kept}); err == nil {
+	if _, err := listenAll([]string{kept.Addr().String(), kept.Addr().String()}, []door{kept}); err == nil {
 		t.Error("one address was opened twice")
 	}
 	if isOpen(kept) {
@@ -64,7 +64,7 @@ func TestSocketsOfTheServiceManagerAreAll(t *testing.T) {
 	_, port, _ := net.SplitHostPort(everywhere.Addr().String())
 	_, other, _ := net.SplitHostPort(theirs.Addr().String())
 	for address, want := range map[string]bool{
-		":" + port: true, "0.0.0.0:" + port: true, "[::]:" + port: true, ":0": true,
+		":" + port: true, "0.0.0.0:" + port: true, "[::]:" + port: true,
 		"127.0.0.1:" + port: false, ":" + other: false, "no such host:22": false,
 	} {
 		if got := listensOn(everywhere, address); got != want {

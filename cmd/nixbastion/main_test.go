@@ -30,6 +30,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("PORT", freePort(t))
+			env.Setenv("OTHERPORT", freePort(t))
 			return os.WriteFile(filepath.Join(env.WorkDir, "builder-key"), privatePEM("client"), 0o600)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"exits": exits, "appears": appears, "fill": fill, "until": until, "bincache": bincache, "damage": damage},
