@@ -18,8 +18,9 @@ type waitingRoom struct {
 	limits Limits
 	chance func() float64 // in [0, 1)
 
-	mu      sync.Mutex
-	waiting []*waiter // oldest first
+	mu      sync.Mutex           // guards what follows
+	waiting []*waiter            // oldest first
+	places  map[netip.Prefix]int // how many of them are of a source
 }
 
 type waiter struct {
@@ -29,7 +30,7 @@ type waiter struct {
 }
 
 func newWaitingRoom(limits Limits) *waitingRoom {
-	return &waitingRoom{limits: limits, chance: rand.Float64}
+	return &waitingRoom{limits: limits, chance: rand.Float64, places: map[netip.Prefix]int{}}
 }
 
 // enter lets a newcomer in, at the cost of somebody else if it must be, or
@@ -52,19 +53,20 @@ func (r *waitingRoom) admit(w *waiter) (victim *waiter, ok bool) {
 	}
 	r.removeLocked(victim)
 	r.waiting = append(r.waiting, w)
+	r.places[w.source]++
 	return victim, true
 }
 
 func (r *waitingRoom) victimFor(w *waiter) *waiter {
-	if r.count(w.source) >= r.limits.PendingPerSource {
-		if slow := r.oldestSlow(w, func(o *waiter) bool { return o.source == w.source }); slow != nil {
+	if r.places[w.source] >= r.limits.PendingPerSource {
+		if slow := r.slow(w, func(o *waiter) bool { return o.source == w.source }); slow != nil {
 			return slow
 		}
 	}
 	if r.chance() >= r.pressure() {
 		return nil
 	}
-	if slow := r.oldestSlow(w, func(*waiter) bool { return true }); slow != nil {
+	if slow := r.slow(w, func(*waiter) bool { return true }); slow != nil {
 		return slow
 	}
 	if len(r.waiting) < r.limits.Pending {
@@ -87,39 +89,36 @@ func (r *waitingRoom) pressure() float64 {
 	return least + (1-least)*float64(n-start)/float64(full-start)
 }
 
-func (r *waitingRoom) oldestSlow(newcomer *waiter, among func(*waiter) bool) *waiter {
+// slow is a login that takes longer than an honest one does, of the source that has
+// most places: on a machine that is busy, honest ones are slow as well.
+func (r *waitingRoom) slow(newcomer *waiter, among func(*waiter) bool) *waiter {
+	var slow *waiter
+	most := 0
 	for _, w := range r.waiting {
 		if newcomer.since.Sub(w.since) < r.limits.SlowLogin {
-			return nil // the rest is younger
+			break // the rest is younger
 		}
-		if among(w) {
-			return w
+		if !among(w) {
+			continue
+		}
+		if n := r.places[w.source]; n > most {
+			slow, most = w, n
 		}
 	}
-	return nil
+	return slow
 }
 
 // oldestOfCrowd belongs to the source with the most places, if that has more
 // than its share and more than the newcomer's own: a crowd pushes nobody out.
 func (r *waitingRoom) oldestOfCrowd(newcomer *waiter) *waiter {
 	var crowd *waiter
-	most := max(r.limits.PendingPerSource, r.count(newcomer.source))
+	most := max(r.limits.PendingPerSource, r.places[newcomer.source])
 	for _, w := range r.waiting {
-		if n := r.count(w.source); n > most {
+		if n := r.places[w.source]; n > most {
 			crowd, most = w, n
 		}
 	}
 	return crowd
-}
-
-func (r *waitingRoom) count(source netip.Prefix) int {
-	n := 0
-	for _, w := range r.waiting {
-		if w.source == source {
-			n++
-		}
-	}
-	return n
 }
 
 func (r *waitingRoom) leave(w *waiter) {
@@ -131,5 +130,8 @@ func (r *waitingRoom) leave(w *waiter) {
 func (r *waitingRoom) removeLocked(w *waiter) {
 	if i := slices.Index(r.waiting, w); i >= 0 {
 		r.waiting = slices.Delete(r.waiting, i, i+1)
+		if r.places[w.source]--; r.places[w.source] == 0 {
+			delete(r.places, w.source)
+		}
 	}
 }

@@ -49,6 +49,25 @@ func TestSlowLoginsGoBeforeNewcomersDo(t *testing.T) {
 	}
 }
 
+// Guards against an honest login that is slow because the machine is busy with a
+// crowd of slow ones: the crowd goes first, however long the other took.
+func TestSlowLoginOfACrowdGoesBeforeALoneOne(t *testing.T) {
+	r := newRoom(Limits{Pending: 20, PendingStart: 1, PendingPerSource: 20})
+	r.chanced = 0.99
+	r.enters("10.0.0.2")
+	for range 5 {
+		r.after(time.Second)
+		r.enters("10.0.0.1")
+	}
+	r.after(time.Minute)
+	r.chanced = 0
+	r.enters("10.0.0.1")
+	r.enters("10.0.0.3")
+	if want := []string{"10.0.0.1+1", "10.0.0.1+2"}; !slices.Equal(r.evicted, want) {
+		t.Errorf("evicted %v, want %v", r.evicted, want)
+	}
+}
+
 // Guards against one source that fills the room with quick connections.
 func TestCrowdGoesBeforeOthersDo(t *testing.T) {
 	r := newRoom(Limits{Pending: 20, PendingStart: 20, PendingPerSource: 3})
