@@ -12,6 +12,12 @@ const (
 	maxConnections   = 100_000
 )
 
+// The words of the policy file.
+var (
+	noBuilderWords = map[string]NoBuilder{"serve": NoBuilderServe, "refuse": NoBuilderRefuse}
+	allowWords     = map[string]bool{"allow": true, "refuse": false}
+)
+
 // principal reads one principal.
 func (d *decoder) principal(n *yaml.Node) {
 	p := Principal{Domain: defaultDomainName, Weight: 1}
@@ -25,7 +31,7 @@ func (d *decoder) principal(n *yaml.Node) {
 		setting{"max_jobs", func(n *yaml.Node) { p.MaxJobs, _ = d.count(n, 1, maxPrincipalJobs) }},
 		setting{"max_connections", func(n *yaml.Node) { p.MaxConnections, _ = d.count(n, 1, maxConnections) }},
 		setting{"no_builder", func(n *yaml.Node) {
-			p.NoBuilder, _ = choice(d, n, map[string]NoBuilder{"serve": NoBuilderServe, "refuse": NoBuilderRefuse})
+			p.NoBuilder, _ = choice(d, n, noBuilderWords)
 		}},
 		setting{"publish", func(n *yaml.Node) { p.Publish, _ = d.truth(n) }},
 		setting{"check_builds", func(n *yaml.Node) { p.CheckBuilds = d.allows(n) }},
@@ -64,7 +70,7 @@ func (d *decoder) buildModes(values map[string]*yaml.Node, p *Principal) {
 
 // allows reads one of the words allow and refuse.
 func (d *decoder) allows(n *yaml.Node) bool {
-	allowed, _ := choice(d, n, map[string]bool{"allow": true, "refuse": false})
+	allowed, _ := choice(d, n, allowWords)
 	return allowed
 }
 
@@ -105,7 +111,7 @@ func (d *decoder) principalKeys(n *yaml.Node, principal int, name string) {
 			d.mistake(item, hintOf(err), "%v", err)
 			return
 		}
-		d.addKey(a, held{principal, name, d.file, item.Line, item.Column})
+		d.addKey(a, held{principal, name, d.places.file(item), item.Line, item.Column})
 	})
 }
 

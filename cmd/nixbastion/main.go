@@ -18,6 +18,7 @@ var version = "0.1.0-dev"
 type cli struct {
 	Serve    serveCmd    `cmd:"" help:"Serve Nix clients as the policy file says."`
 	Check    checkCmd    `cmd:"" help:"Check a policy file and print what it means."`
+	Schema   schemaCmd   `cmd:"" help:"Print the JSON Schema of policy files, for editors."`
 	Status   statusCmd   `cmd:"" help:"Print builders, slots and queue of the running proxy."`
 	Why      whyCmd      `cmd:"" help:"Print where the running proxy would build something, and why."`
 	Drain    drainCmd    `cmd:"" help:"Keep new builds from a builder until undrain, and let those that run there end."`
