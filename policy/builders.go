@@ -150,7 +150,7 @@ func (d *decoder) content(n *yaml.Node) Content {
 
 // identityFile reads the name of a private key and looks whether it can be used.
 func (d *decoder) identityFile(n *yaml.Node, b *Builder) string {
-	path, ok := d.path(n)
+	path, ok := d.keyFile(n)
 	if !ok {
 		return ""
 	}
@@ -183,7 +183,7 @@ func (d *decoder) hostKeys(n *yaml.Node) []ssh.PublicKey {
 // knownHosts reads the name of a known_hosts file and looks whether it knows the
 // builder.
 func (d *decoder) knownHosts(n *yaml.Node, address string) string {
-	path, ok := d.path(n)
+	path, ok := d.keyFile(n)
 	if !ok {
 		return ""
 	}

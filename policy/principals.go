@@ -116,7 +116,7 @@ func (d *decoder) principalKeys(n *yaml.Node, principal int, name string) {
 }
 
 func (d *decoder) principalKeyFile(n *yaml.Node, principal int, name string) {
-	path, ok := d.path(n)
+	path, ok := d.keyFile(n)
 	if !ok {
 		return
 	}

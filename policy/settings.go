@@ -58,6 +58,9 @@ func (d *decoder) path(n *yaml.Node) (string, bool) {
 		return "", false
 	}
 	full, err := fullPath(d.dirOf(n), text)
+	if err == nil {
+		err = notForCredentials(text)
+	}
 	if err != nil {
 		d.mistake(n, hintOf(err), "%v", err)
 	}

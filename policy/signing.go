@@ -123,7 +123,7 @@ func (d *decoder) signing(values map[string]*yaml.Node, dom *Domain, mode Signin
 func (d *decoder) signingKeys(n *yaml.Node, domain string) []nix.SigningKey {
 	var keys []nix.SigningKey
 	d.list(n, func(item *yaml.Node) {
-		path, ok := d.path(item)
+		path, ok := d.keyFile(item)
 		if !ok {
 			return
 		}
