@@ -61,6 +61,9 @@ func (p *Policy) grantsByPrincipal() map[string][]*grant {
 
 func (t *description) server() {
 	p := t.pol
+	if len(p.Included) > 0 {
+		t.line(0, "The policy has parts in %s.", strings.Join(p.Included, ", "))
+	}
 	t.line(0, "The proxy listens on %s. %s has its host key and the cache.", strings.Join(p.Listen, " and "), p.StateDir)
 	t.line(0, "The cache holds up to %s, of which %s are for uploads alone.", sizeText(p.Cache.Size), sizeText(p.Cache.SpoolReserve))
 	if p.Cache.ScrubRate > 0 {

@@ -157,6 +157,7 @@ func (r *includes) join(path string, text []byte) {
 		r.mistake(key, "name all files in "+r.file, "an included file cannot include others")
 		return
 	}
+	r.pol.Included = append(r.pol.Included, path)
 	r.joinMapping(r.root, root)
 }
 

@@ -1,0 +1,246 @@
+package policy
+
+import (
+	"encoding/base64"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// principals compares who may come in and what they may do there. What they may have
+// besides is a matter of fields.
+func (c *comparison) principals() {
+	old, next := c.old.grantsByPrincipal(), c.next.grantsByPrincipal()
+	for i := range c.next.Principals {
+		q := &c.next.Principals[i]
+		if before := c.old.principalNamed(q.Name); before == nil {
+			c.add(AreaAccess, Gains, q.subject(), "is new: %s in domain %s, with %s%s", q.may(), q.Domain, grantsText(next[q.Name]), c.next.besides(q))
+		} else {
+			c.rights(before, q)
+		}
+		c.keys(q, old[q.Name], next[q.Name])
+	}
+	for i := range c.old.Principals {
+		q := &c.old.Principals[i]
+		if c.next.principalNamed(q.Name) == nil {
+			c.add(AreaAccess, Loses, q.subject(), "is gone: nobody can log in as it, who could %s in domain %s", q.could(), q.Domain)
+			c.keys(q, old[q.Name], nil)
+		}
+	}
+}
+
+func (p *Policy) principalNamed(name string) *Principal {
+	for i := range p.Principals {
+		if p.Principals[i].Name == name {
+			return &p.Principals[i]
+		}
+	}
+	return nil
+}
+
+func (q *Principal) subject() string { return "principal " + q.Name }
+
+func (q *Principal) may() string { return "may " + q.could() }
+
+func (q *Principal) could() string {
+	if q.Role == RoleFull {
+		return "upload, build and fetch (role full)"
+	}
+	return "fetch (role read)"
+}
+
+// besides says what else a new principal may do that others should know.
+func (p *Policy) besides(q *Principal) string {
+	var all []string
+	if q.Role == RoleFull {
+		all = append(all, p.plants(q))
+	}
+	if len(q.Jump) > 0 {
+		all = append(all, "may jump through the proxy to "+targetTexts(q.Jump))
+	}
+	if q.Publish {
+		all = append(all, "its domain vouches for what it uploads (publish)")
+	}
+	if q.RepairBuilds {
+		all = append(all, "may have outputs built again and replaced (repair_builds)")
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	return "; " + strings.Join(all, "; ")
+}
+
+// plants says aloud what role full amounts to.
+func (p *Policy) plants(q *Principal) string {
+	dom := p.DomainNamed(q.Domain)
+	text := "can plant any store path for everybody of domain " + q.Domain
+	if dom.Share == SharePublic {
+		text = "can plant any store path for everybody of every domain"
+	}
+	if builders := p.buildersOf(q.Domain); len(builders) > 0 {
+		text += ", and is as good as a trusted user of " + strings.Join(builders, ", ")
+	}
+	return text
+}
+
+// rights compares role and domain of a principal.
+func (c *comparison) rights(old, next *Principal) {
+	who := next.subject()
+	switch {
+	case old.Role == RoleFull && next.Role != RoleFull:
+		c.add(AreaAccess, Loses, who, "may no longer upload and build, only fetch (role read, was full)")
+	case old.Role != RoleFull && next.Role == RoleFull:
+		c.add(AreaAccess, Gains, who, "may upload and build (role full, was read)%s", c.next.besides(next))
+	}
+	if old.Domain != next.Domain {
+		c.add(AreaAccess, Changes, who, "moves from domain %s to domain %s: %s there, and loses what is in the former", old.Domain, next.Domain, next.may())
+	}
+}
+
+// keys compares the lines by which one may log in as a principal.
+func (c *comparison) keys(q *Principal, old, next []*grant) {
+	before, now := byLine(old), byLine(next)
+	for _, line := range slices.Sorted(maps.Keys(now)) {
+		g, was := now[line], before[line]
+		switch {
+		case was == nil:
+			c.add(AreaAccess, Gains, q.subject(), "can log in with %s%s%s", line, g.narrowingText(), c.old.ownerOf(g, q, ", which was that of principal "))
+		case was.narrowingText() != g.narrowingText():
+			c.add(AreaAccess, narrowed(was, g), q.subject(), "can log in with %s%s; that was%s", line, g.narrowingOr(" without restrictions"), was.narrowingOr(" without restrictions"))
+		}
+	}
+	for _, line := range slices.Sorted(maps.Keys(before)) {
+		if g := before[line]; now[line] == nil {
+			c.add(AreaAccess, Loses, q.subject(), "can no longer log in with %s%s", line, c.next.ownerOf(g, q, ", which is that of principal "))
+		}
+	}
+}
+
+// byLine has lines by what is the same of them however they are narrowed.
+func byLine(grants []*grant) map[string]*grant {
+	all := map[string]*grant{}
+	for _, g := range grants {
+		line := "key " + g.fingerprint
+		if g.authority {
+			line = fmt.Sprintf("certificates of authority %s for %s", g.fingerprint, strings.Join(g.principals, ", "))
+		}
+		all[line] = g
+	}
+	return all
+}
+
+func (g *grant) narrowingText() string {
+	if all := g.narrowing(); len(all) > 0 {
+		return " (" + strings.Join(all, ", ") + ")"
+	}
+	return ""
+}
+
+func (g *grant) narrowingOr(nothing string) string {
+	if text := g.narrowingText(); text != "" {
+		return text
+	}
+	return nothing
+}
+
+// narrowed says what another narrowing is to who has the key.
+func narrowed(old, next *grant) Effect {
+	switch {
+	case old.narrowingText() == "":
+		return Loses
+	case next.narrowingText() == "":
+		return Gains
+	}
+	return Changes
+}
+
+// ownerOf says that a plain key is that of another principal in a policy.
+func (p *Policy) ownerOf(g *grant, q *Principal, words string) string {
+	for _, other := range p.keys {
+		if other.fingerprint == g.fingerprint && !g.authority && other.principal.Name != q.Name {
+			return words + other.principal.Name
+		}
+	}
+	return ""
+}
+
+// revocations compares what is revoked, whatever the files are called.
+func (c *comparison) revocations() {
+	old, next := c.old.revoked.texts(), c.next.revoked.texts()
+	for _, text := range without(next, old) {
+		c.add(AreaAccess, Loses, text, "is revoked and opens nothing%s", c.next.holder(text))
+	}
+	for _, text := range without(old, next) {
+		c.add(AreaAccess, Gains, text, "is no longer revoked%s", c.next.holder(text))
+	}
+}
+
+// holder names whose key a revoked one is.
+func (p *Policy) holder(text string) string {
+	for _, g := range p.keys {
+		if text == "key "+g.fingerprint {
+			return ": it is that of principal " + g.principal.Name
+		}
+	}
+	return ""
+}
+
+// texts lists what is revoked.
+func (r *revocations) texts() []string {
+	if r == nil {
+		return nil
+	}
+	var all []string
+	for hash := range r.keys {
+		all = append(all, "key "+hash.fingerprint())
+	}
+	all = append(all, r.certificates.texts("")...)
+	for authority, of := range r.byAuthority {
+		all = append(all, of.texts(" of authority "+authority.fingerprint())...)
+	}
+	slices.Sort(all)
+	return all
+}
+
+// fingerprint is what ssh-keygen -l prints of a key.
+func (h keyHash) fingerprint() string { return "SHA256:" + base64.RawStdEncoding.EncodeToString(h[:]) }
+
+func (r *revokedCertificates) texts(of string) []string {
+	var all []string
+	for _, s := range r.serials {
+		text := fmt.Sprintf("serial %d", s.first)
+		if s.last != s.first {
+			text = fmt.Sprintf("serials %d-%d", s.first, s.last)
+		}
+		all = append(all, "certificate with "+text+of)
+	}
+	for id := range r.ids {
+		all = append(all, "certificate with id "+idText(id)+of)
+	}
+	return all
+}
+
+// hostCertificate compares certificates by what they are, whatever the files are
+// called.
+func (c *comparison) hostCertificate() {
+	text := func(h *HostCertificate) string {
+		if h == nil {
+			return ""
+		}
+		return fmt.Sprintf("authority %s, serial %d, for %s, until %s, of key %s", ssh.FingerprintSHA256(h.Certificate.SignatureKey),
+			h.Certificate.Serial, clip(strings.Join(h.Certificate.ValidPrincipals, ", ")), timeText(h.Until()), Fingerprint(h.Certificate))
+	}
+	old, next := text(c.old.SSH.HostCertificate), text(c.next.SSH.HostCertificate)
+	switch {
+	case old == next:
+	case next == "":
+		c.add(AreaTrust, Loses, "the host key", "has no certificate any more: clients that trust its authority no longer know the proxy")
+	case old == "":
+		c.add(AreaTrust, Gains, "the host key", "has a certificate: %s", next)
+	default:
+		c.add(AreaTrust, Changes, "the host key", "has another certificate: %s; that was %s", next, old)
+	}
+}
