@@ -69,7 +69,7 @@ type Difference struct {
 // what. Files that builders are reached with (identity_file, known_hosts) are compared by
 // their names alone.
 func (p *Policy) Compare(next *Policy) Difference {
-	c := &comparison{old: p, next: next}
+	c := &comparison{old: p, next: next, oldOwners: p.owners(), owners: next.owners()}
 	c.principals()
 	c.revocations()
 	c.domains()
@@ -137,6 +137,8 @@ func (c Change) sign() string {
 type comparison struct {
 	old, next *Policy
 	changes   []Change
+	// oldOwners and owners are those of keys.
+	oldOwners, owners map[string]string
 }
 
 func (c *comparison) add(area Area, effect Effect, subject, format string, args ...any) {

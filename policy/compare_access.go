@@ -14,9 +14,10 @@ import (
 // besides is a matter of fields.
 func (c *comparison) principals() {
 	old, next := c.old.grantsByPrincipal(), c.next.grantsByPrincipal()
+	was, is := byName(c.old.Principals), byName(c.next.Principals)
 	for i := range c.next.Principals {
 		q := &c.next.Principals[i]
-		if before := c.old.principalNamed(q.Name); before == nil {
+		if before := was[q.Name]; before == nil {
 			c.add(AreaAccess, Gains, q.subject(), "is new: %s in domain %s, with %s%s", q.may(), q.Domain, grantsText(next[q.Name]), c.next.besides(q))
 		} else {
 			c.rights(before, q)
@@ -25,20 +26,19 @@ func (c *comparison) principals() {
 	}
 	for i := range c.old.Principals {
 		q := &c.old.Principals[i]
-		if c.next.principalNamed(q.Name) == nil {
+		if is[q.Name] == nil {
 			c.add(AreaAccess, Loses, q.subject(), "is gone: nobody can log in as it, who could %s in domain %s", q.could(), q.Domain)
 			c.keys(q, old[q.Name], nil)
 		}
 	}
 }
 
-func (p *Policy) principalNamed(name string) *Principal {
-	for i := range p.Principals {
-		if p.Principals[i].Name == name {
-			return &p.Principals[i]
-		}
+func byName(principals []Principal) map[string]*Principal {
+	all := make(map[string]*Principal, len(principals))
+	for i := range principals {
+		all[principals[i].Name] = &principals[i]
 	}
-	return nil
+	return all
 }
 
 func (q *Principal) subject() string { return "principal " + q.Name }
@@ -80,6 +80,9 @@ func (p *Policy) plants(q *Principal) string {
 	if dom.Share == SharePublic {
 		text = "can plant any store path for everybody of every domain"
 	}
+	if keys := keyNames(dom.PublicKeys()); dom.Sign == SignDomain {
+		text += " and for everyone who trusts " + trustText(keys)
+	}
 	if builders := p.buildersOf(q.Domain); len(builders) > 0 {
 		text += ", and is as good as a trusted user of " + strings.Join(builders, ", ")
 	}
@@ -96,7 +99,8 @@ func (c *comparison) rights(old, next *Principal) {
 		c.add(AreaAccess, Gains, who, "may upload and build (role full, was read)%s", c.next.besides(next))
 	}
 	if old.Domain != next.Domain {
-		c.add(AreaAccess, Changes, who, "moves from domain %s to domain %s: %s there, and loses what is in the former", old.Domain, next.Domain, next.may())
+		c.add(AreaAccess, Gains, who, "comes into domain %s and %s there%s", next.Domain, next.may(), c.next.besides(next))
+		c.add(AreaAccess, Loses, who, "leaves domain %s, with all that it had there", old.Domain)
 	}
 }
 
@@ -107,14 +111,14 @@ func (c *comparison) keys(q *Principal, old, next []*grant) {
 		g, was := now[line], before[line]
 		switch {
 		case was == nil:
-			c.add(AreaAccess, Gains, q.subject(), "can log in with %s%s%s", line, g.narrowingText(), c.old.ownerOf(g, q, ", which was that of principal "))
+			c.add(AreaAccess, Gains, q.subject(), "can log in with %s%s%s", line, g.narrowingText(), otherOwner(c.oldOwners, g, q, ", which was that of principal "))
 		case was.narrowingText() != g.narrowingText():
 			c.add(AreaAccess, narrowed(was, g), q.subject(), "can log in with %s%s; that was%s", line, g.narrowingOr(" without restrictions"), was.narrowingOr(" without restrictions"))
 		}
 	}
 	for _, line := range slices.Sorted(maps.Keys(before)) {
 		if g := before[line]; now[line] == nil {
-			c.add(AreaAccess, Loses, q.subject(), "can no longer log in with %s%s", line, c.next.ownerOf(g, q, ", which is that of principal "))
+			c.add(AreaAccess, Loses, q.subject(), "can no longer log in with %s%s", line, otherOwner(c.owners, g, q, ", which is that of principal "))
 		}
 	}
 }
@@ -157,12 +161,19 @@ func narrowed(old, next *grant) Effect {
 	return Changes
 }
 
-// ownerOf says that a plain key is that of another principal in a policy.
-func (p *Policy) ownerOf(g *grant, q *Principal, words string) string {
-	for _, other := range p.keys {
-		if other.fingerprint == g.fingerprint && !g.authority && other.principal.Name != q.Name {
-			return words + other.principal.Name
-		}
+// owners are the principals of plain keys, by fingerprint.
+func (p *Policy) owners() map[string]string {
+	all := make(map[string]string, len(p.keys))
+	for _, g := range p.keys {
+		all[g.fingerprint] = g.principal.Name
+	}
+	return all
+}
+
+// otherOwner says that a plain key is that of another principal.
+func otherOwner(owners map[string]string, g *grant, q *Principal, words string) string {
+	if owner := owners[g.fingerprint]; owner != "" && owner != q.Name && !g.authority {
+		return words + owner
 	}
 	return ""
 }
@@ -171,19 +182,17 @@ func (p *Policy) ownerOf(g *grant, q *Principal, words string) string {
 func (c *comparison) revocations() {
 	old, next := c.old.revoked.texts(), c.next.revoked.texts()
 	for _, text := range without(next, old) {
-		c.add(AreaAccess, Loses, text, "is revoked and opens nothing%s", c.next.holder(text))
+		c.add(AreaAccess, Loses, text, "is revoked and opens nothing%s", c.holder(text))
 	}
 	for _, text := range without(old, next) {
-		c.add(AreaAccess, Gains, text, "is no longer revoked%s", c.next.holder(text))
+		c.add(AreaAccess, Gains, text, "is no longer revoked%s", c.holder(text))
 	}
 }
 
 // holder names whose key a revoked one is.
-func (p *Policy) holder(text string) string {
-	for _, g := range p.keys {
-		if text == "key "+g.fingerprint {
-			return ": it is that of principal " + g.principal.Name
-		}
+func (c *comparison) holder(text string) string {
+	if owner := c.owners[strings.TrimPrefix(text, "key ")]; owner != "" {
+		return ": it is that of principal " + owner
 	}
 	return ""
 }

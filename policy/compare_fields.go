@@ -93,11 +93,14 @@ func (c *comparison) named(path string, old, next [][]field) {
 	if singular[path] == "" {
 		return
 	}
+	before := make(map[any][]field, len(old))
+	for _, item := range old {
+		before[valueOfField(item, "name")] = item
+	}
 	for _, item := range next {
 		name := valueOfField(item, "name")
-		at := slices.IndexFunc(old, func(f []field) bool { return valueOfField(f, "name") == name })
-		if at >= 0 {
-			c.fields(singular[path]+" "+name.(string), path+".", meant(path, old[at]), meant(path, item))
+		if was := before[name]; was != nil {
+			c.fields(singular[path]+" "+name.(string), path+".", meant(path, was), meant(path, item))
 		}
 	}
 }

@@ -132,7 +132,7 @@ func TestEveryChangeIsSaid(t *testing.T) {
 		{"principals.name", "name: otto", "name: eva", "access + principal eva is new: may fetch (role read) in domain ci, with 1 key\naccess + principal eva can log in with key SHA256:.*, which was that of principal otto\n" +
 			"access - principal otto is gone: nobody can log in as it, who could fetch (role read) in domain ci\naccess - principal otto can no longer log in with key SHA256:.*, which is that of principal eva"},
 		{"principals.role", "role: read", "role: full", "access + principal otto may upload and build (role full, was read); can plant any store path for everybody of domain ci, and is as good as a trusted user of b2"},
-		{"principals.domain", "domain: ci, keys", "domain: default, keys", "access ~ principal otto moves from domain ci to domain default: .*"},
+		{"principals.domain", "domain: ci, keys", "domain: default, keys", "access + principal otto comes into domain default and may fetch (role read) there\naccess - principal otto leaves domain ci, with all that it had there"},
 		{"principals.keys", authorizedLine("anna"), authorizedLine("eva"), "access + principal anna can log in with key SHA256:.*\naccess - principal anna can no longer log in with key SHA256:.*"},
 		{"principals.authorized_keys", "otto.keys", "more.keys", "access + principal otto can log in with key MORE"},
 		{"principals.max_jobs", "max_jobs: 4, ", "", "limits + principal anna has max_jobs: not set, was 4"},

@@ -111,8 +111,15 @@ func itemNode(list *yaml.Node, i int, item []field) *yaml.Node {
 	if item[0].key != "name" {
 		return list.Content[i]
 	}
+	isIt := func(n *yaml.Node) bool {
+		name := valueOf(n, "name")
+		return name != nil && name.Value == item[0].value
+	}
+	if i < len(list.Content) && isIt(list.Content[i]) {
+		return list.Content[i]
+	}
 	for _, n := range list.Content {
-		if name := valueOf(n, "name"); name != nil && name.Value == item[0].value {
+		if isIt(n) {
 			return n
 		}
 	}
