@@ -74,6 +74,7 @@ func TestIncludesAreBounded(t *testing.T) {
 		disk[fmt.Sprintf("many/%04d.yaml", i)] = ""
 		disk[fmt.Sprintf("%04d.yaml", i)] = fmt.Sprintf("listen: [\":%d\"]\n", 1000+i)
 	}
+	disk["0257.yaml"] = "a mistake, if somebody reads it"
 	for i := range maxIncludedBytes/maxPolicyBytes + 1 {
 		disk[fmt.Sprintf("large/l%d.yaml", i)] = ""
 		disk[fmt.Sprintf("l%d.yaml", i)] = fmt.Sprintf("listen: [\":%d\"]\n", 100+i) + strings.Repeat("\n", maxPolicyBytes-20)
