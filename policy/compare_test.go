@@ -193,6 +193,32 @@ func TestAPolicyIsTheSameAsItself(t *testing.T) {
 	}
 }
 
+// Guards against an order of rules that changes in silence: the first counts.
+func TestTheOrderOfBuildLimitsIsAChange(t *testing.T) {
+	d := newDir(t)
+	a, b := "{system: a-linux, timeout: 1h}", "{system: b-linux, timeout: 2h}"
+	got := d.compared(t, minimal+"build_limits: ["+a+", "+b+"]\n", minimal+"build_limits: ["+b+", "+a+"]\n")
+	if !strings.HasPrefix(got, "limits ~ build_limits has its rules in another order, and for each limit the first counts: ") || strings.Index(got, "b-linux") > strings.Index(got, "a-linux") {
+		t.Errorf("got %s", got)
+	}
+	same := "{system: a-linux, timeout: 1h}, {system: a-linux, cores: 2}"
+	if got := d.compared(t, minimal+"build_limits: ["+same+"]\n", minimal+"build_limits: ["+same+"]\n"); got != "" {
+		t.Errorf("got %s", got)
+	}
+}
+
+// Guards against a new full key whose whole power is said nowhere.
+func TestNewFullKeysAreSaidToPlantPaths(t *testing.T) {
+	d := newDir(t)
+	base := minimal + "domains: [{name: ci, signing_keys: [ci-1.secret], share: public}]\n" + builderText("    domains: [ci]\n")
+	got := d.compared(t, base, base+"principals: [{name: eva, role: full, domain: ci, publish: true, repair_builds: allow, jump: [b1], keys: ["+authorizedLine("eva")+"]}]\n")
+	want := "access + principal eva is new: may upload, build and fetch (role full) in domain ci, with 1 key; can plant any store path for everybody of every domain and for everyone who trusts key ci-1, " +
+		"and is as good as a trusted user of b1; may jump through the proxy to b1; its domain vouches for what it uploads (publish); may have outputs built again and replaced (repair_builds)\n"
+	if !strings.HasPrefix(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
 // Guards against a widening that stands below the small print: what somebody gains in
 // rights comes before everything else, and what a narrowed key loses is called a loss.
 func TestChangesAreSortedByImportance(t *testing.T) {

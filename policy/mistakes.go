@@ -90,9 +90,6 @@ func (m *Mistakes) sorted(file string) error {
 // mistake notes what is wrong at a node of the policy file. The hint is mandatory:
 // whoever refuses knows what would be right.
 func (d *decoder) mistake(at *yaml.Node, hint, format string, args ...any) {
-	if d.shapes != nil {
-		return // there is no file
-	}
 	d.mistakes.add(Mistake{File: d.places.file(at), Line: at.Line, Column: at.Column, Text: fmt.Sprintf(format, args...), Hint: hint})
 }
 
