@@ -30,7 +30,7 @@ domains: [{name: ci, signing_keys: [ci-1.secret]}]
 trusted_public_keys: ["plain-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=", {key: "mapped-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="}]
 scheduling:
   linger: 0
-  needs: [{name: "chromium-*", resources: {mem: 3}}, {attribute: x, value: "two\nlines: \e[0m", resources: {mem: 1}}]
+  needs: [{name: "chromium-*", resources: {mem: 3}}, {attribute: x, value: "two\nlines: # x", resources: {mem: 1}}]
 build_limits: [{timeout: 90m, max_log_size: 1GiB}]
 builders:
   - {name: local, address: "unix:///nix/var/nix/daemon-socket/socket", systems: [i686-linux], load: off}
