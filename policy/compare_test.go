@@ -245,3 +245,15 @@ func TestChangesAreSortedByImportance(t *testing.T) {
 		t.Errorf("got %s, %v", text, err)
 	}
 }
+
+// Guards against a list that is new in the policy and that nobody taught diff.
+func TestListsWithoutSentencesOfTheirOwnAreCompared(t *testing.T) {
+	list := func(word string) []field {
+		return []field{{key: "new", value: [][]field{{{key: "a", value: word}, {key: "b", value: 1}}}}}
+	}
+	c := &comparison{}
+	c.fields("", "", list("x"), list("y"))
+	if want := (Change{AreaServer, Changes, "new", "is a y, b 1, was a x, b 1"}); len(c.changes) != 1 || c.changes[0] != want {
+		t.Errorf("got %+v, want %+v", c.changes, want)
+	}
+}
