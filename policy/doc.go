@@ -16,8 +16,7 @@
 //
 // Two lists know all keys, and tests hold them to the decoders: schema.go asks these
 // themselves what they read, for editors, and fields.go has a policy in effect as a file
-// would say it, for [Print] and Policy.Compare. A new key needs a line in fields.go, and
-// an entry in the test of what Compare says.
+// would say it, for [Print] and Policy.Compare. A new key needs a line in fields.go.
 //
 // Nothing is denied here by a rule: who is not named has no rights at all.
 package policy

@@ -72,8 +72,23 @@ func (p *printer) mapping(depth int, n *yaml.Node, fields []field, why string) {
 			p.unset(depth, f, why)
 		}
 	}
+	p.others(depth, n, fields)
 	if len(unset) > 0 && fields[0].key != "principal" && fields[0].key != "feature" { // rules have what they have
 		p.comment(depth, "not set: "+strings.Join(unset, ", "))
+	}
+}
+
+// others writes what a file sets and no field has, so that nothing is left out.
+func (p *printer) others(depth int, n *yaml.Node, fields []field) {
+	if n == nil {
+		return
+	}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key := n.Content[i].Value
+		isIt := func(f field) bool { return f.key == key }
+		if !slices.ContainsFunc(fields, isIt) && (n != p.root || key != "include") { // which has been joined
+			p.node(depth, key+":", n.Content[i+1])
+		}
 	}
 }
 

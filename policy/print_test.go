@@ -84,3 +84,17 @@ func TestWhatIsPrintedLoadsToAnEqualPolicy(t *testing.T) {
 		}
 	}
 }
+
+// Guards against a print without what nobody made a field of.
+func TestWhatHasNoFieldIsPrintedAsItStands(t *testing.T) {
+	d := newDecoder("/policy.yaml", fakeDisk{})
+	d.decode([]byte(minimal + "include: []\nlog: {level: warn, format: text}\n"))
+	p := printer{decoder: d}
+	p.mapping(0, d.root, []field{{key: "state_dir", value: "x"}, {key: "log", value: []field{{key: "level", value: word("info")}}}}, "default")
+	for i := range p.lines {
+		p.lines[i].from = ""
+	}
+	if got, want := p.text(), minimal+"log:\n  level: warn\n  format: text\n"; got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
