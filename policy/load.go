@@ -6,11 +6,13 @@ import (
 	"path/filepath"
 	"time"
 
+	"gopkg.in/yaml.v3"
+
 	"nixbastion/internal/nix"
 )
 
-// Load reads and checks a policy file, with the files that it names. Relative
-// paths in it start from its own directory. The error is of type *[Mistakes].
+// Load reads and checks a policy file, with the files that it includes and names.
+// Relative paths start from the directory of the file that has them. The error is of type *[Mistakes].
 func Load(file string) (*Policy, error) { return loadFrom(file, realDisk{}) }
 
 // SocketOf returns where the proxy of a policy file answers its admin, whatever
@@ -33,12 +35,9 @@ func SocketOf(file string) (string, error) {
 }
 
 func loadFrom(file string, disk disk) (*Policy, error) {
-	text, mode, err := disk.read(file, maxPolicyBytes)
-	if err == nil && mode&othersMayWrite != 0 {
-		err = refuse("chmod o-w "+file, "everybody may write this file (mode %#o), and so decide who gets in", mode)
-	}
+	text, err := readMain(file, disk)
 	if err != nil {
-		return nil, &Mistakes{List: []Mistake{{File: file, Text: err.Error(), Hint: hintOf(err)}}}
+		return nil, err
 	}
 	pol, err := parse(file, text, disk)
 	var mistakes *Mistakes
@@ -49,6 +48,18 @@ func loadFrom(file string, disk disk) (*Policy, error) {
 		mistakes.FileHash = fileHash(text)
 	}
 	return pol, err
+}
+
+// readMain reads a policy file, without looking at what it says.
+func readMain(file string, disk disk) ([]byte, error) {
+	text, mode, err := disk.read(file, maxPolicyBytes)
+	if err == nil && mode&othersMayWrite != 0 {
+		err = refuse("chmod o-w "+file, "everybody may write this file (mode %#o), and so decide who gets in", mode)
+	}
+	if err != nil {
+		return nil, &Mistakes{List: []Mistake{{File: file, Text: err.Error(), Hint: hintOf(err)}}}
+	}
+	return text, nil
 }
 
 func parse(file string, text []byte, disk disk) (*Policy, error) {
@@ -66,7 +77,8 @@ func newDecoder(file string, disk disk) *decoder {
 		dir = filepath.Dir(file) // the working directory is gone; relative to it is what is left
 	}
 	return &decoder{
-		file: file, dir: dir, disk: disk, pol: defaults(), usualLoad: defaultLoad(), schema: map[string]bool{}, keys: keyring{}, authorities: map[string][]*ownedKey{},
+		file: file, dir: dir, places: places{file, map[*yaml.Node]string{}}, disk: disk, fullPaths: map[*yaml.Node]string{},
+		pol: defaults(), usualLoad: defaultLoad(), schema: map[string]bool{}, keys: keyring{}, authorities: map[string][]*ownedKey{},
 		domainsSeen: names{}, buildersSeen: names{}, principalsSeen: names{},
 	}
 }
@@ -76,6 +88,8 @@ func (d *decoder) decode(text []byte) {
 	if root == nil {
 		return
 	}
+	d.root = root
+	d.include(root)
 	d.settings(root)
 	d.relations()
 	d.index()

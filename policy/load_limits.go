@@ -36,6 +36,9 @@ func (d *decoder) load(n *yaml.Node, path string, l LoadLimits) LoadLimits {
 }
 
 func (d *decoder) loadWord(n *yaml.Node) (off bool) {
+	if d.expects(n, yaml.ScalarNode, func() *shape { return &shape{Enum: []string{"off"}} }) {
+		return false
+	}
 	if n.ShortTag() != "!!str" || n.Value != "off" {
 		d.wrongType(n, "thresholds, or the word off", "write {max_load: 2, min_disk: 1GiB}, or off")
 		return false

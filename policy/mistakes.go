@@ -92,7 +92,7 @@ func (m *Mistakes) sorted(file string) error {
 // mistake notes what is wrong at a node of the policy file. The hint is mandatory:
 // whoever refuses knows what would be right.
 func (d *decoder) mistake(at *yaml.Node, hint, format string, args ...any) {
-	d.mistakes.add(Mistake{File: d.file, Line: at.Line, Column: at.Column, Text: fmt.Sprintf(format, args...), Hint: hint})
+	d.mistakes.add(Mistake{File: d.places.file(at), Line: at.Line, Column: at.Column, Text: fmt.Sprintf(format, args...), Hint: hint})
 }
 
 // remark is an error with a hint, from those who do not know where they stand in

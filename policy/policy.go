@@ -28,6 +28,8 @@ type Policy struct {
 	Builders   []Builder
 	Principals []Principal
 
+	// Included are the files that were read as parts of the policy, in their order.
+	Included []string
 	// Commands says what clients may put into the command that they ask for.
 	Commands Commands
 	// TrustedPublicKeys are those whose signatures prove a store path, as in
