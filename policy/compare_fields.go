@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"maps"
 	"reflect"
 	"slices"
@@ -80,9 +81,9 @@ func (c *comparison) field(subject, path string, old, next any) {
 		return
 	}
 	switch phrase := phrases[path][fieldText(next)]; {
-	case phrase != "" && subject != "":
-		c.add(area, effect, subject, "%s; it was %s", phrase, fieldText(old))
-	case subject == "": // a setting of the whole proxy is its own subject
+	case phrase != "": // a setting of the whole proxy is its own subject
+		c.add(area, effect, cmp.Or(subject, path), "%s; it was %s", phrase, fieldText(old))
+	case subject == "":
 		c.add(area, effect, path, "is %s, was %s", fieldText(next), fieldText(old))
 	default:
 		c.add(area, effect, subject, "has %s: %s, was %s", keyOfItem(path), fieldText(next), fieldText(old))
@@ -125,8 +126,11 @@ func (c *comparison) items(area Area, subject, path string, old, next []string) 
 
 // effectOf says what a change is to whom the field is about.
 func effectOf(path string, old, next any) Effect {
+	if somebodysLoss[path] {
+		old, next = next, old
+	}
 	unset, known := somebodysGain[path]
-	if !known {
+	if !known && !somebodysLoss[path] {
 		return Changes
 	}
 	before, ok1 := rank(old, unset)
@@ -147,6 +151,8 @@ func rank(value any, unset float64) (float64, bool) {
 		return unset, true
 	case int:
 		return float64(v), true
+	case []field: // in the place of the word off, or of nothing
+		return 1, true
 	case word:
 		if size, err := parseSize(string(v)); err == nil {
 			return float64(size), true

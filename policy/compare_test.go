@@ -27,7 +27,12 @@ func (d dir) compared(t *testing.T, old, next string) string {
 const changedPolicy = `state_dir: state
 listen: [":22"]
 cache: {size: 10GiB, spool_reserve: 1GiB, scrub_rate: 1MiB}
-limits: {nar_size: 1GiB, build_log: 1MiB}
+drain_timeout: 1m
+ssh: {login_grace_time: 20s, max_auth_tries: 5, max_startups: "10:30:100", per_source_max_startups: 5, max_connections: 9, max_sessions: 8, client_alive_interval: 2s, client_alive_count_max: 3, unused_connection_timeout: 4s, write_timeout: 5s, session_memory: 64MiB, proxy_protocol: [192.0.2.1], per_source_penalties: {authfail: 1s, noauth: 2s, grace_exceeded: 3s, crash: 4s, min: 5s, max: 6s, exempt: [192.0.2.2]}}
+audit: {file: a.jsonl, sync: every_second, rotate_size: 1MiB, rotate_age: 2h, keep: 3, on_failure: refuse}
+metrics: {listen: "127.0.0.1:9822", allow_remote: false}
+reload: {watch: false, running_builds: end}
+limits: {nar_size: 1GiB, build_log: 1MiB, build_history: 7, build_logs: 3MiB}
 log: {level: info, format: json}
 commands: {remote_store: refuse, remote_program: refuse}
 admin: {socket: a.sock, users: [anna]}
@@ -38,7 +43,7 @@ builders:
   - {name: b1, address: b1, protocol: ssh-ng, user: nix, identity_file: builder-key, host_keys: [HOST1], systems: [x86_64-linux], features: [kvm], mandatory_features: [m], max_jobs: 2, speed_factor: 1, domains: [default], builder_content: accept, resources: {mem: 8}, wake: {command: [w], timeout: 1m}, sleep: {command: [s], after: 1m}}
   - {name: b2, address: b2, user: nix, identity_file: builder-key, known_hosts: hosts, systems: [x86_64-linux], max_jobs: 3, domains: [ci], builder_content: match}
 principals:
-  - {name: anna, role: full, keys: [ANNA], max_jobs: 4, max_connections: 50, no_builder: serve, publish: false, check_builds: allow, repair_builds: refuse, jump: [b1], class: normal, weight: 1}
+  - {name: anna, role: full, keys: [ANNA], max_jobs: 4, max_connections: 50, connections_per_minute: 60, builds_per_minute: 70, no_builder: serve, publish: false, check_builds: allow, repair_builds: refuse, jump: [b1], class: normal, weight: 1}
   - {name: otto, role: read, domain: ci, keys: [OTTO], authorized_keys: otto.keys}
 build_limits: [{timeout: 1h}]
 `
@@ -63,8 +68,45 @@ func TestEveryChangeIsSaid(t *testing.T) {
 	for _, c := range []struct{ key, old, next, want string }{
 		{"listen", `[":22"]`, `[":22", ":23"]`, "server + listen has :23 now\nrestart listen"},
 		{"state_dir", "state_dir: state", "state_dir: other", "server ~ state_dir is .*/other, was .*/state\nrestart state_dir"},
-		{"ssh.ciphers", "cache:", "ssh: {ciphers: [aes128-ctr]}\ncache:", "trust ~ ssh.ciphers is aes128-ctr, was not set\nrestart ssh"},
-		{"ssh.host_certificate", "cache:", "ssh: {host_certificate: cert.pub}\ncache:", "trust + the host key has a certificate: authority SHA256:.*"},
+		{"ssh.ciphers", "ssh: {", "ssh: {ciphers: [aes128-ctr], ", "trust ~ ssh.ciphers is aes128-ctr, was not set\nrestart ssh"},
+		{"ssh.host_certificate", "ssh: {", "ssh: {host_certificate: cert.pub, ", "trust + the host key has a certificate: authority SHA256:.*"},
+		{"drain_timeout", "drain_timeout: 1m", "drain_timeout: 0", "server ~ drain_timeout is 0, was 1m"},
+		{"ssh.login_grace_time", "time: 20s", "time: 30s", "limits ~ ssh.login_grace_time is 30s, was 20s\nrestart ssh"},
+		{"ssh.max_auth_tries", "tries: 5", "tries: 6", "limits ~ ssh.max_auth_tries is 6, was 5\nrestart ssh"},
+		{"ssh.max_startups", "10:30:100", "10:30:101", "limits ~ ssh.max_startups is 10:30:101, was 10:30:100\nrestart ssh"},
+		{"ssh.per_source_max_startups", "startups: 5", "startups: 6", "limits ~ ssh.per_source_max_startups is 6, was 5\nrestart ssh"},
+		{"ssh.max_connections", "max_connections: 9", "max_connections: 10", "limits ~ ssh.max_connections is 10, was 9\nrestart ssh"},
+		{"ssh.max_sessions", "max_sessions: 8", "max_sessions: 9", "limits ~ ssh.max_sessions is 9, was 8\nrestart ssh"},
+		{"ssh.client_alive_interval", "interval: 2s", "interval: 3s", "limits ~ ssh.client_alive_interval is 3s, was 2s\nrestart ssh"},
+		{"ssh.client_alive_count_max", "count_max: 3", "count_max: 4", "limits ~ ssh.client_alive_count_max is 4, was 3\nrestart ssh"},
+		{"ssh.unused_connection_timeout", "timeout: 4s", "timeout: 5s", "limits ~ ssh.unused_connection_timeout is 5s, was 4s\nrestart ssh"},
+		{"ssh.write_timeout", "write_timeout: 5s", "write_timeout: 6s", "limits ~ ssh.write_timeout is 6s, was 5s\nrestart ssh"},
+		{"ssh.session_memory", "session_memory: 64MiB, ", "", "limits ~ ssh.session_memory is not set, was 64MiB\nrestart ssh"},
+		{"ssh.proxy_protocol", "[192.0.2.1]", "[10.0.0.0/8]", "trust + ssh.proxy_protocol believes 10.0.0.0/8 from where its connections come\ntrust - ssh.proxy_protocol no longer believes 192.0.2.1 from where its connections come"},
+		{"ssh.per_source_penalties", "per_source_penalties: {authfail: 1s, noauth: 2s, grace_exceeded: 3s, crash: 4s, min: 5s, max: 6s, exempt: [192.0.2.2]}", "per_source_penalties: off",
+			"access + ssh.per_source_penalties keep nobody out, however often a login fails (off); it was authfail 1s, .*"},
+		{"ssh.per_source_penalties.authfail", "authfail: 1s", "authfail: 9s", "access ~ ssh.per_source_penalties.authfail is 9s, was 1s"},
+		{"ssh.per_source_penalties.noauth", "noauth: 2s", "noauth: 9s", "access ~ ssh.per_source_penalties.noauth is 9s, was 2s"},
+		{"ssh.per_source_penalties.grace_exceeded", "exceeded: 3s", "exceeded: 9s", "access ~ ssh.per_source_penalties.grace_exceeded is 9s, was 3s"},
+		{"ssh.per_source_penalties.crash", "crash: 4s", "crash: 9s", "access ~ ssh.per_source_penalties.crash is 9s, was 4s"},
+		{"ssh.per_source_penalties.min", "min: 5s", "min: 6s", "access ~ ssh.per_source_penalties.min is 6s, was 5s"},
+		{"ssh.per_source_penalties.max", "max: 6s", "max: 9s", "access ~ ssh.per_source_penalties.max is 9s, was 6s"},
+		{"ssh.per_source_penalties.exempt", "[192.0.2.2]", "[192.0.2.3]", "access + ssh.per_source_penalties.exempt has 192.0.2.3, which is never kept out\naccess - ssh.per_source_penalties.exempt no longer has 192.0.2.2, which can be kept out"},
+		{"audit", "audit: {file: a.jsonl, sync: every_second, rotate_size: 1MiB, rotate_age: 2h, keep: 3, on_failure: refuse}", "audit: off",
+			"trust - audit keeps nothing of what is done and by whom (off); it was file .*/a.jsonl, sync every_second, .*\nrestart audit"},
+		{"audit.file", "a.jsonl", "b.jsonl", "trust ~ audit.file is .*/b.jsonl, was .*/a.jsonl\nrestart audit"},
+		{"audit.sync", "every_second", "always", "trust + audit.sync is always, was every_second\nrestart audit"},
+		{"audit.rotate_size", "rotate_size: 1MiB", "rotate_size: 64KiB", "trust - audit.rotate_size is 64KiB, was 1MiB\nrestart audit"},
+		{"audit.rotate_age", "rotate_age: 2h", "rotate_age: 3h", "trust ~ audit.rotate_age is 3h, was 2h\nrestart audit"},
+		{"audit.keep", "keep: 3", "keep: 2", "trust - audit.keep is 2, was 3\nrestart audit"},
+		{"audit.on_failure", "on_failure: refuse", "on_failure: continue", "trust - audit.on_failure lets everything go on while nothing can be written (continue); it was refuse\nrestart audit"},
+		{"metrics", "metrics: {listen: \"127.0.0.1:9822\", allow_remote: false}\n", "", "trust - metrics is not set, was listen 127.0.0.1:9822, allow_remote false\nrestart metrics"},
+		{"metrics.listen", "127.0.0.1:9822", "127.0.0.1:9823", "trust ~ metrics.listen is 127.0.0.1:9823, was 127.0.0.1:9822\nrestart metrics"},
+		{"metrics.allow_remote", "allow_remote: false", "allow_remote: true", "trust + metrics.allow_remote lets other machines ask (true); it was false\nrestart metrics"},
+		{"reload.watch", "watch: false", "watch: true", "server ~ reload.watch is true, was false"},
+		{"reload.running_builds", "running_builds: end", "running_builds: finish", "access + reload.running_builds lets builds of those who are not let in any more come to their end (finish); it was end"},
+		{"limits.build_history", "build_history: 7", "build_history: 8", "limits ~ limits.build_history is 8, was 7"},
+		{"limits.build_logs", "build_logs: 3MiB", "build_logs: 4MiB", "limits ~ limits.build_logs is 4MiB, was 3MiB"},
 		{"cache.size", "size: 10GiB", "size: 11GiB", "cache ~ cache.size is 11GiB, was 10GiB\nrestart cache"},
 		{"cache.spool_reserve", "spool_reserve: 1GiB", "spool_reserve: 0", "cache ~ cache.spool_reserve is 0B, was 1GiB\nrestart cache"},
 		{"cache.scrub_rate", "scrub_rate: 1MiB", "scrub_rate: 2MiB", "cache ~ cache.scrub_rate is 2MiB, was 1MiB\nrestart cache"},
@@ -138,6 +180,8 @@ func TestEveryChangeIsSaid(t *testing.T) {
 		{"principals.authorized_keys", "otto.keys", "more.keys", "access + principal otto can log in with key MORE"},
 		{"principals.max_jobs", "max_jobs: 4, ", "", "limits + principal anna has max_jobs: not set, was 4"},
 		{"principals.max_connections", "max_connections: 50, ", "", "limits + principal anna has max_connections: not set, was 50"},
+		{"principals.connections_per_minute", "connections_per_minute: 60", "connections_per_minute: 61", "limits + principal anna has connections_per_minute: 61, was 60"},
+		{"principals.builds_per_minute", "builds_per_minute: 70", "builds_per_minute: 69", "limits - principal anna has builds_per_minute: 69, was 70"},
 		{"principals.no_builder", "no_builder: serve", "no_builder: refuse", "scheduling ~ principal anna has no_builder: refuse, was serve"},
 		{"principals.publish", "publish: false", "publish: true", "access + principal anna has its domain vouch for what it uploads (publish: true); it was false"},
 		{"principals.check_builds", "check_builds: allow", "check_builds: refuse", "access - principal anna may not have outputs built again .*; it was allow"},
@@ -162,8 +206,9 @@ func TestEveryChangeIsSaid(t *testing.T) {
 		if !regexp.MustCompile("^" + want + "$").MatchString(got) {
 			t.Errorf("%s: got\n%s\nwant\n%s", c.key, got, keys.Replace(c.want))
 		}
-		if back := d.compared(t, changed, base); (back == "") != (c.want == "") {
-			t.Errorf("%s, taken back: got\n%s", c.key, back)
+		back := d.compared(t, changed, base)
+		if (back == "") != (c.want == "") || strings.Count(back, " + ") != strings.Count(got, " - ") || strings.Count(back, " - ") < strings.Count(got, " + ") {
+			t.Errorf("%s, taken back: got\n%s\nafter\n%s", c.key, back, got)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"hash"
 	"maps"
 	"math"
 	"regexp"
@@ -31,6 +32,7 @@ type decoder struct {
 	// usualLoad is that of builders without an own one; it is read before them.
 	usualLoad LoadLimits
 	auditOff  bool
+	hash      hash.Hash // of all that was read as the policy
 
 	// schema has every key that mapping was ever asked for and whether the file
 	// has it, as "builders.name".
@@ -237,6 +239,18 @@ func choice[T any](d *decoder, n *yaml.Node, words map[string]T) (value T, ok bo
 		d.mistake(n, "known words: "+strings.Join(known, ", "), "unknown word %s", quote(text))
 	}
 	return value, ok
+}
+
+// off reads the word off, which may stand in the place of settings.
+func (d *decoder) off(n *yaml.Node, settings, hint string) bool {
+	if d.expects(n, yaml.ScalarNode, func() *shape { return &shape{Enum: []string{"off"}} }) {
+		return false
+	}
+	if n.ShortTag() != "!!str" || n.Value != "off" {
+		d.wrongType(n, settings+", or the word off", hint)
+		return false
+	}
+	return true
 }
 
 var (

@@ -78,6 +78,7 @@ func wordOf[T comparable](words map[string]T, value T) any {
 func (p *Policy) fields() []field {
 	return []field{
 		{key: "listen", value: list(p.Listen)},
+		{key: "drain_timeout", value: durationWord(p.DrainTimeout)},
 		{key: "state_dir", value: p.StateDir},
 		{key: "ssh", value: p.SSH.fields()},
 		{key: "cache", value: []field{
@@ -88,6 +89,12 @@ func (p *Policy) fields() []field {
 		{key: "limits", value: []field{
 			{key: "nar_size", value: sizeWord(p.Limits.NarSize)},
 			{key: "build_log", value: sizeWord(p.Limits.BuildLog)},
+			{key: "build_history", value: p.Limits.BuildHistory},
+			{key: "build_logs", value: sizeWord(p.Limits.BuildLogs)},
+		}},
+		{key: "reload", value: []field{
+			{key: "watch", value: p.Reload.Watch},
+			{key: "running_builds", value: wordOf(runningBuildsWords, p.Reload.RunningBuilds)},
 		}},
 		{key: "log", value: []field{
 			{key: "level", value: word(strings.ToLower(p.Log.Level.String()))},
@@ -99,6 +106,8 @@ func (p *Policy) fields() []field {
 		}},
 		{key: "trusted_public_keys", value: each(p.TrustedPublicKeys, (*TrustedKey).fields)},
 		{key: "admin", value: p.adminFields()},
+		{key: "audit", value: p.Audit.value()},
+		{key: "metrics", value: p.Metrics.value()},
 		{key: "domains", value: each(p.Domains, (*Domain).fields)},
 		{key: "scheduling", value: p.Scheduling.fields()},
 		{key: "build_limits", value: each(p.BuildLimits, (*BuildLimit).fields)},
@@ -106,17 +115,6 @@ func (p *Policy) fields() []field {
 		{key: "principals", value: each(p.Principals, (*Principal).fields)},
 		{key: "revoked_keys", value: orNothing(p.RevokedKeys)},
 	}
-}
-
-func (s *SSH) fields() []field {
-	var ciphers, certificate any
-	if len(s.Ciphers) > 0 {
-		ciphers = s.Ciphers
-	}
-	if s.HostCertificate != nil {
-		certificate = s.HostCertificate.File
-	}
-	return []field{{key: "host_certificate", value: certificate}, {key: "ciphers", value: ciphers}}
 }
 
 func (p *Policy) adminFields() []field {

@@ -100,6 +100,8 @@ func (q *Principal) fields() []field {
 		{key: "domain", value: q.Domain},
 		{key: "max_jobs", value: some(q.MaxJobs)},
 		{key: "max_connections", value: some(q.MaxConnections)},
+		{key: "connections_per_minute", value: int(q.ConnectionsPerMinute)},
+		{key: "builds_per_minute", value: int(q.BuildsPerMinute)},
 		{key: "no_builder", value: wordOf(noBuilderWords, q.NoBuilder)},
 		{key: "jump", value: jump},
 		{key: "class", value: word(q.Class.String())},
@@ -109,9 +111,10 @@ func (q *Principal) fields() []field {
 		{key: "repair_builds", value: wordOf(allowWords, q.RepairBuilds)},
 	}
 	if q.Role == RoleRead { // nothing of this has a meaning for it
-		all = all[:len(all)-5]
-		for _, key := range []string{"class", "weight", "publish", "check_builds", "repair_builds"} {
-			all = append(all, field{key: key})
+		for i := range all {
+			if _, without := withoutMeaning[all[i].key]; without {
+				all[i].value = nil
+			}
 		}
 	}
 	return all

@@ -107,6 +107,7 @@ func (r *includes) readFile(at *yaml.Node, path string) {
 	}
 	text, mode, err := r.disk.read(path, maxPolicyBytes)
 	r.bytes += int64(len(text))
+	r.hash.Write(text)
 	switch {
 	case err != nil:
 		r.mistake(at, "name a file that the account of the proxy can read, of at most "+sizeText(maxPolicyBytes), "include: %v", err)

@@ -1,7 +1,8 @@
 package policy
 
 import (
-	"errors"
+	"crypto/sha256"
+	"encoding/hex"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -39,15 +40,7 @@ func loadFrom(file string, disk disk) (*Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	pol, err := parse(file, text, disk)
-	var mistakes *Mistakes
-	switch {
-	case err == nil:
-		pol.FileHash = fileHash(text)
-	case errors.As(err, &mistakes):
-		mistakes.FileHash = fileHash(text)
-	}
-	return pol, err
+	return parse(file, text, disk)
 }
 
 // readMain reads a policy file, without looking at what it says.
@@ -65,6 +58,8 @@ func readMain(file string, disk disk) ([]byte, error) {
 func parse(file string, text []byte, disk disk) (*Policy, error) {
 	d := newDecoder(file, disk)
 	d.decode(text)
+	sum := hex.EncodeToString(d.hash.Sum(nil))
+	d.pol.FileHash, d.mistakes.FileHash = sum, sum
 	if err := d.mistakes.sorted(file); err != nil {
 		return nil, err
 	}
@@ -79,11 +74,13 @@ func newDecoder(file string, disk disk) *decoder {
 	return &decoder{
 		file: file, dir: dir, places: places{file, map[*yaml.Node]string{}}, disk: disk, fullPaths: map[*yaml.Node]string{},
 		pol: defaults(), usualLoad: defaultLoad(), schema: map[string]bool{}, keys: keyring{}, authorities: map[string][]*ownedKey{},
+		hash:        sha256.New(),
 		domainsSeen: names{}, buildersSeen: names{}, principalsSeen: names{},
 	}
 }
 
 func (d *decoder) decode(text []byte) {
+	d.hash.Write(text)
 	root := d.document(text)
 	if root == nil {
 		return

@@ -45,7 +45,8 @@ type Mistakes struct {
 	List []Mistake
 	// More is how many further ones were left out.
 	More int
-	// FileHash is the SHA-256 of the file's bytes, in hex; "" if it was not read.
+	// FileHash is that of a policy, as far as its files could be read; "" if its first
+	// could not.
 	FileHash string
 }
 

@@ -51,7 +51,8 @@ type Policy struct {
 	// BuildLimits bound builds, the first rule that applies before the others.
 	BuildLimits []BuildLimit
 
-	// FileHash is the SHA-256 of the file's bytes, in hex.
+	// FileHash is the SHA-256 of the file's bytes, in hex, followed by those of the files
+	// that it includes, in the order of Included.
 	FileHash string
 
 	keys        map[string]*grant   // by the key's wire form

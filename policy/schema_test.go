@@ -203,6 +203,8 @@ func TestTheSchemaTakesTheExampleAndRefusesSlips(t *testing.T) {
 		"builders: [{name: b1, address: b1}]", "builders: [{name: b1, address: b1, systems: {x86_64-linux: fast}}]", "builders: [{name: b1, address: b1, systems: x86_64-linux}]",
 		"builders: [{name: b1, address: b1, systems: [a], wake: {timeout: 1m}}]", "principals: [{name: anna, keys: [x]}]", "principals: [{name: anna, role: build, keys: [x]}]",
 		"principals: [{name: anna, role: full, keys: x}]", "trusted_public_keys: [{public: true}]", "domains: [{share: public}]", "build_limits: [{timeout: 5}]", "[]",
+		"audit: on", "audit: {sync: never}", "audit: {keep: 0}", "ssh: {per_source_penalties: on}", "ssh: {per_source_penalties: {exempt: x}}", "ssh: {max_sessions: 0}", "ssh: {max_startups: 10}",
+		"metrics: {listen: 9822}", "metrics: off", "reload: {running_builds: kill}", "reload: {watch: 'on'}", "drain_timeout: 5", "limits: {build_history: -1}", "principals: [{name: a, role: full, keys: [x], builds_per_minute: 0}]",
 	} {
 		if s.Validate(asJSON(t, slip)) == nil {
 			t.Errorf("%s passes", slip)
