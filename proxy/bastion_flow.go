@@ -42,7 +42,7 @@ const closedByClient = "closed by the client"
 // carry moves bytes until the jump is over, and returns why it is. The channel is
 // gone then and nothing runs any more.
 func (j *jump) carry() (why string) {
-	j.begin, j.stuck = time.Now(), make(chan string, 1)
+	j.begin = time.Now()
 	j.start(&j.up, &input{j.conn, j.channel}, j.toTarget(), j.target.CloseWrite, j.upEnd)
 	j.start(&j.down, j.target, j.toClient(), j.channel.CloseWrite, j.downEnd)
 	gone := make(chan struct{})
