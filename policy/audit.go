@@ -1,8 +1,6 @@
 package policy
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"path/filepath"
 	"time"
 
@@ -37,6 +35,12 @@ const (
 	maxAuditFiles  = 10_000
 )
 
+// The words of the policy file.
+var (
+	auditSyncWords    = map[string]bool{"every_second": false, "always": true}
+	auditFailureWords = map[string]bool{"refuse": false, "continue": true}
+)
+
 func defaultAudit() Audit {
 	return Audit{RotateSize: defaultAuditRotateSize, RotateAge: defaultAuditRotateAge, Keep: defaultAuditKeep}
 }
@@ -45,29 +49,21 @@ func defaultAudit() Audit {
 func (d *decoder) audit(n *yaml.Node) {
 	a := &d.pol.Audit
 	if n.Kind == yaml.ScalarNode {
-		d.auditOff = d.auditWord(n)
+		d.auditOff = d.off(n, "settings", "write {sync: always, keep: 100}, or off")
 		return
 	}
 	d.mapping(n, "audit.",
 		setting{"file", func(n *yaml.Node) { a.File, _ = d.path(n) }},
 		setting{"sync", func(n *yaml.Node) {
-			a.SyncAlways, _ = choice(d, n, map[string]bool{"every_second": false, "always": true})
+			a.SyncAlways, _ = choice(d, n, auditSyncWords)
 		}},
 		setting{"rotate_size", func(n *yaml.Node) { d.sizeInto(&a.RotateSize, n, leastAuditFile) }},
 		setting{"rotate_age", func(n *yaml.Node) { d.durationInto(&a.RotateAge, n, time.Hour, longestAudit) }},
 		setting{"keep", func(n *yaml.Node) { a.Keep, _ = d.count(n, 1, maxAuditFiles) }},
 		setting{"on_failure", func(n *yaml.Node) {
-			a.Continue, _ = choice(d, n, map[string]bool{"refuse": false, "continue": true})
+			a.Continue, _ = choice(d, n, auditFailureWords)
 		}},
 	)
-}
-
-func (d *decoder) auditWord(n *yaml.Node) (off bool) {
-	if n.ShortTag() != "!!str" || n.Value != "off" {
-		d.wrongType(n, "settings, or the word off", "write {sync: always, keep: 100}, or off")
-		return false
-	}
-	return true
 }
 
 // auditFile fills in where the log is.
@@ -109,10 +105,4 @@ func (t *description) audit(a Audit) {
 	} else {
 		t.line(1, "while that cannot be written there are no builds, uploads and jumps (on_failure: refuse)")
 	}
-}
-
-// fileHash is the SHA-256 of a file, in hex.
-func fileHash(text []byte) string {
-	sum := sha256.Sum256(text)
-	return hex.EncodeToString(sum[:])
 }

@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"strings"
 	"testing"
 	"time"
@@ -52,7 +54,32 @@ func TestFileHashIsThatOfTheBytes(t *testing.T) {
 		t.Errorf("%s, %s", pol.FileHash, other.FileHash)
 	}
 	_, err := Load(d.write("bad.yaml", "state_dri: x\n", 0o644))
-	if m, ok := err.(*Mistakes); !ok || m.FileHash != fileHash([]byte("state_dri: x\n")) {
+	if m, ok := err.(*Mistakes); !ok || m.FileHash != sha256Of("state_dri: x\n") {
 		t.Errorf("refused: %+v", err)
+	}
+}
+
+func sha256Of(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:])
+}
+
+// Guards against a record that stays the same while an included file changes.
+func TestFileHashCoversIncludedFiles(t *testing.T) {
+	d := newDir(t)
+	const base = "state_dir: state\ninclude: policy.d\n"
+	for _, included := range []string{"log: {level: warn}\n", "log: {level: debug}\n", "lgo: {}\n"} {
+		d.write("policy.d/a.yaml", included, 0o644)
+		d.write("policy.d/b.yaml", "listen: [\":23\"]\n", 0o644)
+		pol, err := Load(d.write("policy.yaml", base, 0o644))
+		var got string
+		if mistakes, ok := err.(*Mistakes); ok {
+			got = mistakes.FileHash
+		} else {
+			got = pol.FileHash
+		}
+		if want := sha256Of(base + included + "listen: [\":23\"]\n"); got != want {
+			t.Errorf("%s: got %s, want %s", included, got, want)
+		}
 	}
 }

@@ -97,7 +97,7 @@ func (d *decoder) hiddenLimits(earlier []limited, values map[string]*yaml.Node, 
 		})
 		if first >= 0 {
 			d.mistake(values[limit.key], "put the rule for fewer builds first, or remove the limit here",
-				"%q never counts here: the rule on line %d sets it for all of these builds", limit.key, earlier[first].at.Line)
+				"%q never counts here: the rule %s sets it for all of these builds", limit.key, d.at(earlier[first].at, values[limit.key]))
 		}
 	}
 }

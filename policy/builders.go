@@ -13,6 +13,12 @@ import (
 // maxBuilderJobs bounds max_jobs of a builder; the sum of all is no surprise then.
 const maxBuilderJobs = 10_000
 
+// The words of the policy file.
+var (
+	protocolWords = map[string]Protocol{"ssh-ng": ProtocolWorker, "ssh": ProtocolServe}
+	contentWords  = map[string]Content{"accept": ContentAccept, "match": ContentMatch}
+)
+
 // builder reads one builder.
 func (d *decoder) builder(n *yaml.Node) {
 	b := Builder{MaxJobs: defaultMaxJobs, SpeedFactor: 1, Domains: []string{defaultDomainName}, Content: ContentAccept, Load: d.usualLoad}
@@ -20,7 +26,7 @@ func (d *decoder) builder(n *yaml.Node) {
 		setting{"name", func(n *yaml.Node) { b.Name, _ = d.checkedText(n, checkName) }},
 		setting{"address", func(n *yaml.Node) { d.place(n, &b) }},
 		setting{"protocol", overSSH(&b, func(n *yaml.Node) {
-			b.Protocol, _ = choice(d, n, map[string]Protocol{"ssh-ng": ProtocolWorker, "ssh": ProtocolServe})
+			b.Protocol, _ = choice(d, n, protocolWords)
 		})},
 		setting{"user", overSSH(&b, func(n *yaml.Node) { b.User, _ = d.checkedText(n, checkAccount) })},
 		setting{"identity_file", overSSH(&b, func(n *yaml.Node) { b.IdentityFile = d.identityFile(n, &b) })},
@@ -68,7 +74,7 @@ func (d *decoder) requireOfBuilder(n *yaml.Node, values map[string]*yaml.Node, b
 
 // requireOfHost notes what is missing to log in to a builder.
 func (d *decoder) requireOfHost(n *yaml.Node, values map[string]*yaml.Node, what string, b *Builder) {
-	d.require(n, values, what,
+	d.lacks(n, values, what,
 		[2]string{"user", "name the account on it that is in trusted-users of its nix.conf: user: nix"},
 		[2]string{"identity_file", keygenHint(filepath.Join(d.dir, "builder-key"), b)},
 	)
@@ -138,13 +144,13 @@ func (d *decoder) builderDomains(n *yaml.Node) []string {
 }
 
 func (d *decoder) content(n *yaml.Node) Content {
-	c, _ := choice(d, n, map[string]Content{"accept": ContentAccept, "match": ContentMatch})
+	c, _ := choice(d, n, contentWords)
 	return c
 }
 
 // identityFile reads the name of a private key and looks whether it can be used.
 func (d *decoder) identityFile(n *yaml.Node, b *Builder) string {
-	path, ok := d.path(n)
+	path, ok := d.keyFile(n)
 	if !ok {
 		return ""
 	}
@@ -177,7 +183,7 @@ func (d *decoder) hostKeys(n *yaml.Node) []ssh.PublicKey {
 // knownHosts reads the name of a known_hosts file and looks whether it knows the
 // builder.
 func (d *decoder) knownHosts(n *yaml.Node, address string) string {
-	path, ok := d.path(n)
+	path, ok := d.keyFile(n)
 	if !ok {
 		return ""
 	}

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"hash"
 	"maps"
 	"math"
 	"regexp"
@@ -15,11 +16,15 @@ import (
 // that one run finds them all; a value that they return after a mistake is the
 // zero value and good for nothing but going on.
 type decoder struct {
-	file     string // as mistakes name it
-	dir      string // what relative paths in the file start from
-	disk     disk
-	mistakes Mistakes
-	keys     keyring
+	file   string // as mistakes name it
+	dir    string // what relative paths in the file start from
+	places places
+	root   *yaml.Node // with all that is included; nil until there is one
+	// fullPaths are what names of files that do not begin with / stand for.
+	fullPaths map[*yaml.Node]string
+	disk      disk
+	mistakes  Mistakes
+	keys      keyring
 	// authorities are the lines of each key that signs certificates, in the order
 	// of the file, by the key's wire form.
 	authorities map[string][]*ownedKey
@@ -27,10 +32,13 @@ type decoder struct {
 	// usualLoad is that of builders without an own one; it is read before them.
 	usualLoad LoadLimits
 	auditOff  bool
+	hash      hash.Hash // of all that was read as the policy
 
 	// schema has every key that mapping was ever asked for and whether the file
 	// has it, as "builders.name".
 	schema map[string]bool
+	// shapes, when set, get what readers expect of a value; see schema.go.
+	shapes *[]*shape
 
 	// Where in the file things stand, for relations.
 	domainsSeen, buildersSeen, principalsSeen names
@@ -52,6 +60,9 @@ type setting struct {
 // that of the file. It returns the nodes of those that are there. The path says
 // where in the schema we are: "builders.".
 func (d *decoder) mapping(n *yaml.Node, path string, settings ...setting) map[string]*yaml.Node {
+	if d.expects(n, yaml.MappingNode, func() *shape { return d.object(path, settings) }) {
+		return map[string]*yaml.Node{}
+	}
 	if n.Kind != yaml.MappingNode {
 		d.wrongType(n, "keys with values, one \"key: value\" a line", "known keys: "+keyList(settings))
 		return nil
@@ -82,6 +93,9 @@ func (d *decoder) values(n *yaml.Node, settings []setting) map[string]*yaml.Node
 
 // pairs calls visit for each key and value of a mapping, once per key.
 func (d *decoder) pairs(n *yaml.Node, visit func(key, value *yaml.Node)) {
+	if d.expects(n, yaml.MappingNode, func() *shape { return d.anyKey(visit) }) {
+		return
+	}
 	lines := map[string]int{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key := n.Content[i]
@@ -108,8 +122,14 @@ func (d *decoder) hasValue(key string, n *yaml.Node) bool {
 	return true
 }
 
-// require notes which of the keys a mapping lacks.
+// require notes which of the keys that it always needs a mapping lacks.
 func (d *decoder) require(n *yaml.Node, values map[string]*yaml.Node, what string, hints ...[2]string) {
+	d.shapeRequires(n, hints)
+	d.lacks(n, values, what, hints...)
+}
+
+// lacks is require for what is needed in some cases.
+func (d *decoder) lacks(n *yaml.Node, values map[string]*yaml.Node, what string, hints ...[2]string) {
 	if values == nil {
 		return // not a mapping at all
 	}
@@ -122,6 +142,9 @@ func (d *decoder) require(n *yaml.Node, values map[string]*yaml.Node, what strin
 
 // list calls visit for each item of a list.
 func (d *decoder) list(n *yaml.Node, visit func(*yaml.Node)) {
+	if d.expects(n, yaml.SequenceNode, func() *shape { return &shape{Type: "array", Items: d.shapeOf(visit)} }) {
+		return
+	}
 	if n.Kind != yaml.SequenceNode {
 		d.wrongType(n, "a list", `write [a, b], or one "- a" a line`)
 		return
@@ -137,6 +160,9 @@ func (d *decoder) list(n *yaml.Node, visit func(*yaml.Node)) {
 
 // texts reads a list of different texts; check may be nil.
 func (d *decoder) texts(n *yaml.Node, check func(string) error) []string {
+	if d.expects(n, yaml.SequenceNode, func() *shape { return &shape{Type: "array", Items: textShape(), UniqueItems: true} }) {
+		return nil
+	}
 	var all []string
 	d.list(n, func(item *yaml.Node) {
 		text, ok := d.checkedText(item, check)
@@ -153,6 +179,9 @@ func (d *decoder) texts(n *yaml.Node, check func(string) error) []string {
 
 // text reads text that is not empty.
 func (d *decoder) text(n *yaml.Node) (string, bool) {
+	if d.expects(n, yaml.ScalarNode, textShape) {
+		return "", false
+	}
 	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!str" {
 		hint := "write one value, without a list or further keys"
 		if n.Kind == yaml.ScalarNode {
@@ -184,6 +213,9 @@ func (d *decoder) checkedText(n *yaml.Node, check func(string) error) (string, b
 // truth reads true or false. YAML has more words for them, which were read
 // differently over the years.
 func (d *decoder) truth(n *yaml.Node) (value, ok bool) {
+	if d.expects(n, yaml.ScalarNode, func() *shape { return &shape{Type: "boolean"} }) {
+		return false, false
+	}
 	plain := n.Kind == yaml.ScalarNode && n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle|yaml.LiteralStyle|yaml.FoldedStyle) == 0
 	if !plain || n.Value != "true" && n.Value != "false" {
 		d.wrongType(n, "true or false", "write one of these words, without quotes")
@@ -194,6 +226,9 @@ func (d *decoder) truth(n *yaml.Node) (value, ok bool) {
 
 // choice reads one of several words.
 func choice[T any](d *decoder, n *yaml.Node, words map[string]T) (value T, ok bool) {
+	if d.expects(n, yaml.ScalarNode, func() *shape { return &shape{Enum: slices.Sorted(maps.Keys(words))} }) {
+		return value, false
+	}
 	text, ok := d.text(n)
 	if !ok {
 		return value, false
@@ -206,6 +241,18 @@ func choice[T any](d *decoder, n *yaml.Node, words map[string]T) (value T, ok bo
 	return value, ok
 }
 
+// off reads the word off, which may stand in the place of settings.
+func (d *decoder) off(n *yaml.Node, settings, hint string) bool {
+	if d.expects(n, yaml.ScalarNode, func() *shape { return &shape{Enum: []string{"off"}} }) {
+		return false
+	}
+	if n.ShortTag() != "!!str" || n.Value != "off" {
+		d.wrongType(n, settings+", or the word off", hint)
+		return false
+	}
+	return true
+}
+
 var (
 	decimal       = regexp.MustCompile(`^(0|[1-9][0-9]*)$`)
 	decimalPoint  = regexp.MustCompile(`^(0|[1-9][0-9]*)(\.[0-9]+)?$`)
@@ -215,6 +262,9 @@ var (
 
 // count reads a whole number from least up to most.
 func (d *decoder) count(n *yaml.Node, least, most int) (int, bool) {
+	if d.expects(n, yaml.ScalarNode, func() *shape { return numberShape("integer", float64(least), float64(most)) }) {
+		return 0, false
+	}
 	if !d.number(n, decimal, "a whole number") {
 		return 0, false
 	}
@@ -236,6 +286,9 @@ func (d *decoder) speed(n *yaml.Node) (float64, bool) {
 
 // measure reads a number from least up to most, which may have a decimal point.
 func (d *decoder) measure(n *yaml.Node, least, most float64, hint string) (float64, bool) {
+	if d.expects(n, yaml.ScalarNode, func() *shape { return numberShape("number", least, most) }) {
+		return 0, false
+	}
 	if !d.number(n, decimalPoint, "a number") {
 		return 0, false
 	}

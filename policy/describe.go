@@ -61,6 +61,9 @@ func (p *Policy) grantsByPrincipal() map[string][]*grant {
 
 func (t *description) server() {
 	p := t.pol
+	if len(p.Included) > 0 {
+		t.line(0, "The policy has parts in %s.", strings.Join(p.Included, ", "))
+	}
 	t.line(0, "The proxy listens on %s. %s has its host key and the cache.", strings.Join(p.Listen, " and "), p.StateDir)
 	if p.DrainTimeout > 0 {
 		t.line(0, "When it is stopped, running builds have %s to end; when it is upgraded, all the time they need.", durationText(p.DrainTimeout))

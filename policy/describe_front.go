@@ -2,6 +2,7 @@ package policy
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -20,7 +21,7 @@ func (t *description) frontLimits() {
 		t.line(0, "Sessions may take up to a quarter of the memory limit (session_memory), one principal what it leaves free.")
 	}
 	if networks := t.pol.SSH.ProxyProtocol; len(networks) > 0 {
-		t.line(0, "Connections from %s must begin with a PROXY header, and count as from the address in it.", networkTexts(networks))
+		t.line(0, "Connections from %s must begin with a PROXY header, and count as from the address in it.", strings.Join(networkTexts(networks), ", "))
 	}
 }
 
@@ -31,7 +32,7 @@ func (t *description) penalties(p Penalties) {
 	}
 	exempt := ""
 	if len(p.Exempt) > 0 {
-		exempt = ", but for " + networkTexts(p.Exempt)
+		exempt = ", but for " + strings.Join(networkTexts(p.Exempt), ", ")
 	}
 	t.line(0, "An address is kept out when its penalties sum up to %s, for %s at most%s: %s for a refused login, %s for none, %s for one without end, %s for a crash.",
 		durationText(p.Min), durationText(p.Max), exempt,

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -29,6 +30,9 @@ type disk interface {
 	// secret is read for a file that is not to be anybody's: what it returns of the
 	// file is true of the bytes that it returns.
 	secret(path string, limit int64) ([]byte, secretFile, error)
+	// list returns the names in a directory, at most limit of them; nil for what is
+	// no directory.
+	list(path string, limit int) ([]string, fs.FileMode, error)
 	// owner returns whose a file is, 0 if it is not there.
 	owner(path string) int
 	// hostKeyTypes returns the types of the keys that a known_hosts file has for
@@ -81,6 +85,26 @@ func (realDisk) secret(path string, limit int64) ([]byte, secretFile, error) {
 	return text, of, err
 }
 
+func (realDisk) list(path string, limit int) ([]string, fs.FileMode, error) {
+	info, err := os.Stat(path)
+	if err != nil || !info.IsDir() {
+		return nil, 0, err
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(limit + 1)
+	switch {
+	case errors.Is(err, io.EOF): // it is empty
+		return []string{}, info.Mode().Perm(), nil
+	case len(names) > limit:
+		return nil, 0, fmt.Errorf("%s has more than %d entries", path, limit)
+	}
+	return names, info.Mode().Perm(), err
+}
+
 func (realDisk) owner(path string) int {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -113,8 +137,8 @@ func (realDisk) hostKeyTypes(path, address string) ([]string, error) {
 	return db.HostKeyAlgorithms(address), nil
 }
 
-// fullPath makes a path of the file a full one.
-func (d *decoder) fullPath(path string) (string, error) {
+// fullPath makes a path of a file in a directory a full one.
+func fullPath(dir, path string) (string, error) {
 	if strings.HasPrefix(path, "~") {
 		return "", refuse("write the path in full", "path %s begins with ~, which only a shell understands", quote(path))
 	}
@@ -122,7 +146,7 @@ func (d *decoder) fullPath(path string) (string, error) {
 		return "", refuse("write the path on one line", "path %s has a control character", quote(path))
 	}
 	if !filepath.IsAbs(path) {
-		path = filepath.Join(d.dir, path)
+		path = filepath.Join(dir, path)
 	}
 	return filepath.Clean(path), nil
 }

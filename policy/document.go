@@ -39,7 +39,11 @@ func (d *decoder) document(text []byte) *yaml.Node {
 }
 
 func (d *decoder) empty() {
-	d.mistake(&yaml.Node{Line: 1, Column: 1}, "config.example.yaml has every key with its meaning", "the file has no settings")
+	hint := "config.example.yaml has every key with its meaning"
+	if d.places.current != d.file {
+		hint = "remove the file, or give it a name that does not end with " + includeExt
+	}
+	d.mistake(&yaml.Node{Line: 1, Column: 1}, hint, "the file has no settings")
 }
 
 var yamlError = regexp.MustCompile(`^yaml: (?:line (\d+): )?(?s:(.*))$`)

@@ -8,15 +8,21 @@ import (
 	"nixbastion/internal/nix"
 )
 
+// The words of the policy file.
+var (
+	remoteStoreWords   = map[string]RemoteStore{"refuse": RemoteStoreRefuse, "ignore": RemoteStoreIgnore}
+	remoteProgramWords = map[string]bool{"accept": false, "refuse": true}
+)
+
 // commands reads what clients may put into the commands that they ask for.
 func (d *decoder) commands(n *yaml.Node) {
 	c := &d.pol.Commands
 	d.mapping(n, "commands.",
 		setting{"remote_store", func(n *yaml.Node) {
-			c.RemoteStore, _ = choice(d, n, map[string]RemoteStore{"refuse": RemoteStoreRefuse, "ignore": RemoteStoreIgnore})
+			c.RemoteStore, _ = choice(d, n, remoteStoreWords)
 		}},
 		setting{"remote_program", func(n *yaml.Node) {
-			c.PlainProgram, _ = choice(d, n, map[string]bool{"accept": false, "refuse": true})
+			c.PlainProgram, _ = choice(d, n, remoteProgramWords)
 		}},
 	)
 }
@@ -32,7 +38,7 @@ func (d *decoder) trustedKeys(n *yaml.Node) []TrustedKey {
 			return
 		}
 		if first := seen[key.Name()]; first != nil {
-			d.mistake(item, "Nix takes one key of a name; remove the other", "a key of the name %s stands on line %d already", quote(key.Name()), first.Line)
+			d.mistake(item, "Nix takes one key of a name; remove the other", "a key of the name %s stands %s already", quote(key.Name()), d.at(first, item))
 			return
 		}
 		seen[key.Name()] = item

@@ -15,6 +15,9 @@ const durationHint = "write numbers with ms, s, m or h, as 90s or 1h30m"
 
 // duration reads a time from least up to most.
 func (d *decoder) duration(n *yaml.Node, least, most time.Duration) (time.Duration, bool) {
+	if d.expects(n, yaml.ScalarNode, func() *shape { return unitShape(durationGrammar.String(), least <= 0) }) {
+		return 0, false
+	}
 	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!str" && n.Value != "0" {
 		d.wrongType(n, "a duration with its unit", durationHint)
 		return 0, false

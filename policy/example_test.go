@@ -20,6 +20,7 @@ func example(t *testing.T) (dir, string) {
 	d := newDir(t)
 	d.write("known_hosts", "[2001:db8::17]:2222 "+authorizedLine("arm1")+"\n", 0o644)
 	d.write("runners.keys", "# runners\n"+authorizedLine("runner")+"\n", 0o644)
+	d.write("policy.d/none", "not a policy", 0o644)
 	d.write("revoked_keys", "# nobody\n", 0o644)
 	d.write("ssh_host_ed25519_key-cert.pub", hostCertificateOf(t, nil), 0o644)
 	return d, strings.NewReplacer("/etc/nixbastion", string(d), "/var/lib/nixbastion", d.path("state")).Replace(string(text))

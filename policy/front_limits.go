@@ -4,7 +4,6 @@ import (
 	"net/netip"
 	"regexp"
 	"strconv"
-	"strings"
 	"time"
 
 	"gopkg.in/yaml.v3"
@@ -170,9 +169,7 @@ func (d *decoder) maxStartups(n *yaml.Node, to *MaxStartups) {
 func (d *decoder) penalties(n *yaml.Node) {
 	p := &d.pol.SSH.Penalties
 	if n.Kind == yaml.ScalarNode {
-		if p.Off = n.ShortTag() == "!!str" && n.Value == "off"; !p.Off {
-			d.wrongType(n, "penalties, or the word off", "write {authfail: 5s, min: 15s, max: 10m}, or off")
-		}
+		p.Off = d.off(n, "penalties", "write {authfail: 5s, min: 15s, max: 10m}, or off")
 		return
 	}
 	span := func(to *time.Duration, least time.Duration) func(*yaml.Node) {
@@ -227,13 +224,13 @@ func parseNetwork(text string) (netip.Prefix, error) {
 	return network, nil
 }
 
-// networkTexts is for people.
-func networkTexts(networks []netip.Prefix) string {
+// networkTexts are as the file may have them.
+func networkTexts(networks []netip.Prefix) []string {
 	all := make([]string, len(networks))
 	for i, network := range networks {
 		if all[i] = network.String(); network.IsSingleIP() {
 			all[i] = network.Addr().String()
 		}
 	}
-	return strings.Join(all, ", ")
+	return all
 }

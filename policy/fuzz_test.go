@@ -29,6 +29,17 @@ func (f fakeDisk) secret(path string, limit int64) ([]byte, secretFile, error) {
 	return text, secretFile{mode: mode}, err
 }
 
+// list has the files that begin with the name of a directory.
+func (f fakeDisk) list(path string, _ int) ([]string, fs.FileMode, error) {
+	var names []string
+	for name := range f {
+		if rest, inside := strings.CutPrefix(name, filepath.Base(path)+"/"); inside {
+			names = append(names, rest)
+		}
+	}
+	return names, 0o755, nil
+}
+
 func (fakeDisk) owner(string) int { return 0 }
 
 func (f fakeDisk) hostKeyTypes(string, string) ([]string, error) {
@@ -157,7 +168,8 @@ func FuzzCertificateOptions(f *testing.F) {
 }
 
 // Whatever a file has, reading it ends with a policy or with mistakes that have a
-// form, and what was accepted can be described and lets no stranger in.
+// form, and what was accepted can be described, lets no stranger in, passes the schema
+// for editors, and prints as a policy that is the same.
 func FuzzLoad(f *testing.F) {
 	samples, _ := filepath.Glob("testdata/invalid/*.txtar")
 	for _, sample := range samples {
@@ -173,12 +185,16 @@ func FuzzLoad(f *testing.F) {
 	}
 	f.Add(text)
 	f.Add(commentedOut.ReplaceAll(text, []byte("$1$2")))
+	f.Add([]byte(newDir(f).whole()))
+	f.Add([]byte("include: [policy.d, more.yaml]\n" + minimal))
 	disk := fakeDisk{
 		"builder-key": privatePEM(testPrivateKey("builder")), "known_hosts": "b1 " + authorizedLine("b1"),
 		"revoked_keys": "serial: 7\n" + authorizedLine("gone"), "ssh_host_ed25519_key-cert.pub": hostCertificateOf(f, nil),
 		"runners.keys": authorizedLine("runner"), "more.keys": "nonsense\n" + authorizedLine("more"),
+		"more.yaml": "log: {level: warn}\n", "policy.d/a.yaml": "principals: [{name: a, role: read, authorized_keys: runners.keys}]\n", "a.yaml": "log: {format: text}\n",
 		"default-1.secret": signingKeyText("default-1"), "ci-1.secret": signingKeyText("ci-1"), "ci-2.secret": signingKeyText("ci-2"),
 	}
+	schema := compiledSchema(f)
 	f.Fuzz(func(t *testing.T, text []byte) {
 		pol, err := parse("policy.yaml", text, disk)
 		if err != nil {
@@ -193,7 +209,25 @@ func FuzzLoad(f *testing.F) {
 			return
 		}
 		checkAccepted(t, pol)
+		if err := schema.Validate(asJSON(t, string(text))); err != nil {
+			t.Fatalf("the schema refuses what loads: %v", err)
+		}
+		checkPrint(t, text, pol, disk)
 	})
+}
+
+// checkPrint holds that what is printed loads to the same policy.
+func checkPrint(t *testing.T, text []byte, pol *Policy, disk disk) {
+	d := newDecoder("policy.yaml", disk)
+	d.decode(text)
+	again, err := parse("policy.yaml", []byte(d.print()), disk)
+	pol.Included = nil // it is in one piece now
+	if err == nil {
+		again.FileHash = pol.FileHash // of other bytes
+	}
+	if err != nil || !reflect.DeepEqual(again, pol) {
+		t.Fatalf("printed\n%s\nwhich is %+v, %v", d.print(), again, err)
+	}
 }
 
 func checkAccepted(t *testing.T, pol *Policy) {

@@ -27,7 +27,7 @@ const maxCertificateBytes = 64 << 10
 // the certificate. That its time is over is no mistake: otherwise a policy could
 // not be loaded again, to keep somebody out, because of a date.
 func (d *decoder) hostCertificate(n *yaml.Node) {
-	path, ok := d.path(n)
+	path, ok := d.keyFile(n)
 	if !ok {
 		return
 	}

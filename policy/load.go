@@ -1,19 +1,31 @@
 package policy
 
 import (
-	"errors"
+	"crypto/sha256"
+	"encoding/hex"
 	"log/slog"
 	"path/filepath"
 	"time"
 
+	"gopkg.in/yaml.v3"
+
 	"nixbastion/internal/nix"
 )
 
-// Load reads and checks a policy file, with the files that it names. Relative
-// paths in it start from its own directory. The error is of type *[Mistakes].
+// Load reads and checks a policy file, with the files that it includes and names.
+// Relative paths start from the directory of the file that has them. The error is of type *[Mistakes].
 func Load(file string) (*Policy, error) { return loadFrom(file, realDisk{}) }
 
 func loadFrom(file string, disk disk) (*Policy, error) {
+	text, err := readMain(file, disk)
+	if err != nil {
+		return nil, err
+	}
+	return parse(file, text, disk)
+}
+
+// readMain reads a policy file, without looking at what it says.
+func readMain(file string, disk disk) ([]byte, error) {
 	text, mode, err := disk.read(file, maxPolicyBytes)
 	if err == nil && mode&othersMayWrite != 0 {
 		err = refuse("chmod o-w "+file, "everybody may write this file (mode %#o), and so decide who gets in", mode)
@@ -21,20 +33,14 @@ func loadFrom(file string, disk disk) (*Policy, error) {
 	if err != nil {
 		return nil, &Mistakes{List: []Mistake{{File: file, Text: err.Error(), Hint: hintOf(err)}}}
 	}
-	pol, err := parse(file, text, disk)
-	var mistakes *Mistakes
-	switch {
-	case err == nil:
-		pol.FileHash = fileHash(text)
-	case errors.As(err, &mistakes):
-		mistakes.FileHash = fileHash(text)
-	}
-	return pol, err
+	return text, nil
 }
 
 func parse(file string, text []byte, disk disk) (*Policy, error) {
 	d := newDecoder(file, disk)
 	d.decode(text)
+	sum := hex.EncodeToString(d.hash.Sum(nil))
+	d.pol.FileHash, d.mistakes.FileHash = sum, sum
 	if err := d.mistakes.sorted(file); err != nil {
 		return nil, err
 	}
@@ -47,16 +53,21 @@ func newDecoder(file string, disk disk) *decoder {
 		dir = filepath.Dir(file) // the working directory is gone; relative to it is what is left
 	}
 	return &decoder{
-		file: file, dir: dir, disk: disk, pol: defaults(), usualLoad: defaultLoad(), schema: map[string]bool{}, keys: keyring{}, authorities: map[string][]*ownedKey{},
+		file: file, dir: dir, places: places{file, map[*yaml.Node]string{}}, disk: disk, fullPaths: map[*yaml.Node]string{},
+		pol: defaults(), usualLoad: defaultLoad(), schema: map[string]bool{}, keys: keyring{}, authorities: map[string][]*ownedKey{},
+		hash:        sha256.New(),
 		domainsSeen: names{}, buildersSeen: names{}, principalsSeen: names{},
 	}
 }
 
 func (d *decoder) decode(text []byte) {
+	d.hash.Write(text)
 	root := d.document(text)
 	if root == nil {
 		return
 	}
+	d.root = root
+	d.include(root)
 	d.settings(root)
 	d.relations()
 	d.index()

@@ -17,7 +17,7 @@ const (
 // at; any threshold of a builder's own means that it is looked at.
 func (d *decoder) load(n *yaml.Node, path string, l LoadLimits) LoadLimits {
 	if n.Kind == yaml.ScalarNode {
-		l.Off = d.loadWord(n)
+		l.Off = d.off(n, "thresholds", "write {max_load: 2, min_disk: 1GiB}, or off")
 		return l
 	}
 	l.Off = false
@@ -33,12 +33,4 @@ func (d *decoder) load(n *yaml.Node, path string, l LoadLimits) LoadLimits {
 		setting{"min_disk", func(n *yaml.Node) { d.sizeInto(&l.MinDisk, n, 0) }},
 	)
 	return l
-}
-
-func (d *decoder) loadWord(n *yaml.Node) (off bool) {
-	if n.ShortTag() != "!!str" || n.Value != "off" {
-		d.wrongType(n, "thresholds, or the word off", "write {max_load: 2, min_disk: 1GiB}, or off")
-		return false
-	}
-	return true
 }

@@ -23,7 +23,7 @@ func (d *decoder) metrics(n *yaml.Node) {
 		setting{"listen", func(n *yaml.Node) { m.Listen, _ = d.checkedText(n, checkListen) }},
 		setting{"allow_remote", func(n *yaml.Node) { m.AllowRemote, _ = d.truth(n) }},
 	)
-	d.require(n, values, "metrics", [2]string{"listen", `name an address: listen: "127.0.0.1:9822"`})
+	d.lacks(n, values, "metrics", [2]string{"listen", `name an address: listen: "127.0.0.1:9822"`})
 	if m.Listen != "" && !m.AllowRemote && !isLoopback(m.Listen) {
 		d.mistake(values["listen"], `write 127.0.0.1 or [::1] before the port, or let others ask with allow_remote: true; a firewall should then say who`,
 			"other machines can reach %s, and whoever does is answered", quote(m.Listen))

@@ -45,7 +45,8 @@ type Mistakes struct {
 	List []Mistake
 	// More is how many further ones were left out.
 	More int
-	// FileHash is the SHA-256 of the file's bytes, in hex; "" if it was not read.
+	// FileHash is that of a policy, as far as its files could be read; "" if its first
+	// could not.
 	FileHash string
 }
 
@@ -92,7 +93,7 @@ func (m *Mistakes) sorted(file string) error {
 // mistake notes what is wrong at a node of the policy file. The hint is mandatory:
 // whoever refuses knows what would be right.
 func (d *decoder) mistake(at *yaml.Node, hint, format string, args ...any) {
-	d.mistakes.add(Mistake{File: d.file, Line: at.Line, Column: at.Column, Text: fmt.Sprintf(format, args...), Hint: hint})
+	d.mistakes.add(Mistake{File: d.places.file(at), Line: at.Line, Column: at.Column, Text: fmt.Sprintf(format, args...), Hint: hint})
 }
 
 // remark is an error with a hint, from those who do not know where they stand in

@@ -41,7 +41,7 @@ type names map[string]*yaml.Node
 // add notes a name, or that it is taken.
 func (seen names) add(d *decoder, what, name string, at *yaml.Node) bool {
 	if first := seen[name]; first != nil {
-		d.mistake(at, "choose another name", "%s %s stands here for the second time; the first is on line %d", what, quote(name), first.Line)
+		d.mistake(at, "choose another name", "%s %s stands here for the second time; the first is %s", what, quote(name), d.at(first, at))
 		return false
 	}
 	seen[name] = at

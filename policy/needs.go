@@ -109,6 +109,9 @@ func (d *decoder) resources(n *yaml.Node, visit func(name string, amount int64, 
 
 // amount reads how much there is, or is needed, of a resource.
 func (d *decoder) amount(n *yaml.Node) (int64, bool) {
+	if d.expects(n, yaml.ScalarNode, func() *shape { return numberShape("integer", 1, maxAmount) }) {
+		return 0, false
+	}
 	if !d.number(n, decimal, "a whole number") {
 		return 0, false
 	}

@@ -28,6 +28,8 @@ type Policy struct {
 	Builders   []Builder
 	Principals []Principal
 
+	// Included are the files that were read as parts of the policy, in their order.
+	Included []string
 	// Commands says what clients may put into the command that they ask for.
 	Commands Commands
 	// TrustedPublicKeys are those whose signatures prove a store path, as in
@@ -49,7 +51,8 @@ type Policy struct {
 	// BuildLimits bound builds, the first rule that applies before the others.
 	BuildLimits []BuildLimit
 
-	// FileHash is the SHA-256 of the file's bytes, in hex.
+	// FileHash is the SHA-256 of the file's bytes, in hex, followed by those of the files
+	// that it includes, in the order of Included.
 	FileHash string
 
 	keys        map[string]*grant   // by the key's wire form

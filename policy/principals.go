@@ -12,6 +12,12 @@ const (
 	maxConnections   = 100_000
 )
 
+// The words of the policy file.
+var (
+	noBuilderWords = map[string]NoBuilder{"serve": NoBuilderServe, "refuse": NoBuilderRefuse}
+	allowWords     = map[string]bool{"allow": true, "refuse": false}
+)
+
 // principal reads one principal.
 func (d *decoder) principal(n *yaml.Node) {
 	p := Principal{Domain: defaultDomainName, Weight: 1, ConnectionsPerMinute: defaultConnectionRate, BuildsPerMinute: defaultBuildRate}
@@ -27,7 +33,7 @@ func (d *decoder) principal(n *yaml.Node) {
 		setting{"connections_per_minute", func(n *yaml.Node) { d.rateInto(&p.ConnectionsPerMinute, n) }},
 		setting{"builds_per_minute", func(n *yaml.Node) { d.rateInto(&p.BuildsPerMinute, n) }},
 		setting{"no_builder", func(n *yaml.Node) {
-			p.NoBuilder, _ = choice(d, n, map[string]NoBuilder{"serve": NoBuilderServe, "refuse": NoBuilderRefuse})
+			p.NoBuilder, _ = choice(d, n, noBuilderWords)
 		}},
 		setting{"publish", func(n *yaml.Node) { p.Publish, _ = d.truth(n) }},
 		setting{"check_builds", func(n *yaml.Node) { p.CheckBuilds = d.allows(n) }},
@@ -66,7 +72,7 @@ func (d *decoder) buildModes(values map[string]*yaml.Node, p *Principal) {
 
 // allows reads one of the words allow and refuse.
 func (d *decoder) allows(n *yaml.Node) bool {
-	allowed, _ := choice(d, n, map[string]bool{"allow": true, "refuse": false})
+	allowed, _ := choice(d, n, allowWords)
 	return allowed
 }
 
@@ -107,12 +113,12 @@ func (d *decoder) principalKeys(n *yaml.Node, principal int, name string) {
 			d.mistake(item, hintOf(err), "%v", err)
 			return
 		}
-		d.addKey(a, held{principal, name, d.file, item.Line, item.Column})
+		d.addKey(a, held{principal, name, d.places.file(item), item.Line, item.Column})
 	})
 }
 
 func (d *decoder) principalKeyFile(n *yaml.Node, principal int, name string) {
-	path, ok := d.path(n)
+	path, ok := d.keyFile(n)
 	if !ok {
 		return
 	}

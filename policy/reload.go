@@ -29,12 +29,14 @@ const (
 	FinishRunningBuilds
 )
 
+var runningBuildsWords = map[string]RunningBuilds{"end": EndRunningBuilds, "finish": FinishRunningBuilds}
+
 func (d *decoder) reload(n *yaml.Node) {
 	r := &d.pol.Reload
 	d.mapping(n, "reload.",
 		setting{"watch", func(n *yaml.Node) { r.Watch, _ = d.truth(n) }},
 		setting{"running_builds", func(n *yaml.Node) {
-			r.RunningBuilds, _ = choice(d, n, map[string]RunningBuilds{"end": EndRunningBuilds, "finish": FinishRunningBuilds})
+			r.RunningBuilds, _ = choice(d, n, runningBuildsWords)
 		}},
 	)
 }

@@ -15,7 +15,7 @@ import (
 
 // revokedKeys reads the name of a file of revocations, and the file.
 func (d *decoder) revokedKeys(n *yaml.Node) {
-	path, ok := d.path(n)
+	path, ok := d.keyFile(n)
 	if !ok {
 		return
 	}

@@ -14,6 +14,7 @@ import (
 func (d *decoder) settings(n *yaml.Node) {
 	p := d.pol
 	values := d.mapping(n, "",
+		setting{"include", d.included},
 		setting{"listen", func(n *yaml.Node) { p.Listen = d.listen(n) }},
 		setting{"drain_timeout", func(n *yaml.Node) { d.durationInto(&p.DrainTimeout, n, 0, maxDrain) }},
 		setting{"state_dir", func(n *yaml.Node) { p.StateDir, _ = d.path(n) }},
@@ -35,7 +36,7 @@ func (d *decoder) settings(n *yaml.Node) {
 		setting{"reload", d.reload},
 		setting{"build_limits", func(n *yaml.Node) { d.rules(n, d.buildLimit) }},
 	)
-	d.require(n, values, "the file",
+	d.lacks(n, values, "the file", // or those that it includes: no single one must have it
 		[2]string{"state_dir", "name the directory for the host key and the cache: state_dir: /var/lib/nixbastion"})
 	if p.Cache.SpoolReserve < 0 {
 		p.Cache.SpoolReserve = p.Cache.Size / defaultReserveShare
@@ -54,16 +55,21 @@ func (d *decoder) listen(n *yaml.Node) []string {
 	return all
 }
 
-// path reads the name of a file or directory.
+// path reads the name of a file or directory. What is relative starts from the
+// directory of the file that names it.
 func (d *decoder) path(n *yaml.Node) (string, bool) {
 	text, ok := d.text(n)
 	if !ok {
 		return "", false
 	}
-	full, err := d.fullPath(text)
+	full, err := fullPath(d.dirOf(n), text)
+	if err == nil {
+		err = notForCredentials(text)
+	}
 	if err != nil {
 		d.mistake(n, hintOf(err), "%v", err)
 	}
+	d.fullPaths[n] = full
 	return full, err == nil
 }
 
@@ -143,6 +149,9 @@ func (d *decoder) log(n *yaml.Node) {
 	)
 }
 
+// shareWords are those of the policy file.
+var shareWords = map[string]Share{"none": ShareNone, "public": SharePublic}
+
 // domains adds those of the file to the one that is always there.
 func (d *decoder) domains(n *yaml.Node) {
 	d.list(n, func(item *yaml.Node) {
@@ -158,7 +167,7 @@ func (d *decoder) domain(n *yaml.Node) {
 		setting{"signing_keys", func(n *yaml.Node) { dom.SigningKeys = d.signingKeys(n, dom.Name) }},
 		setting{"sign", func(n *yaml.Node) { mode, _ = choice(d, n, signingWords) }},
 		setting{"share", func(n *yaml.Node) {
-			dom.Share, _ = choice(d, n, map[string]Share{"none": ShareNone, "public": SharePublic})
+			dom.Share, _ = choice(d, n, shareWords)
 		}},
 	)
 	d.require(n, values, "a domain", [2]string{"name", "name it: - name: ci"})

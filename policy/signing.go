@@ -123,7 +123,7 @@ func (d *decoder) signing(values map[string]*yaml.Node, dom *Domain, mode Signin
 func (d *decoder) signingKeys(n *yaml.Node, domain string) []nix.SigningKey {
 	var keys []nix.SigningKey
 	d.list(n, func(item *yaml.Node) {
-		path, ok := d.path(item)
+		path, ok := d.keyFile(item)
 		if !ok {
 			return
 		}
@@ -217,17 +217,18 @@ func isCredential(path string) bool {
 // of a name.
 func (d *decoder) ownKey(s signer) error {
 	for _, other := range d.signers {
+		at := d.at(other.at, s.at)
 		switch same := other.key.Secret() == s.key.Secret(); {
 		case other.key.Name() != s.key.Name() && !sameSecret(other.key, s.key):
 			continue
 		case other.domain != s.domain:
 			return refuse("each domain signs with keys of its own names: "+generateHint("FILE"),
-				"domain %s signs with key %s already (line %d), so that each of the two would vouch for what the other does", quote(other.domain), quote(other.key.Name()), other.at.Line)
+				"domain %s signs with key %s already, %s, so that each of the two would vouch for what the other does", quote(other.domain), quote(other.key.Name()), at)
 		case same:
-			return refuse("remove one of them", "signing key %s stands here for the second time; the first is on line %d", quote(s.key.Name()), other.at.Line)
+			return refuse("remove one of them", "signing key %s stands here for the second time; the first is %s", quote(s.key.Name()), at)
 		default:
-			return refuse("make one with a name of its own: "+generateHint("FILE"), "signing key %s has the name or the secret of another (line %d), %s",
-				quote(s.key.Name()), other.at.Line, quote(other.key.Name()))
+			return refuse("make one with a name of its own: "+generateHint("FILE"), "signing key %s has the name or the secret of another, %s: %s",
+				quote(s.key.Name()), at, quote(other.key.Name()))
 		}
 	}
 	d.signers = append(d.signers, s)

@@ -20,10 +20,16 @@ var units = []struct {
 
 var sizeGrammar = regexp.MustCompile(`^(0|[1-9][0-9]*) ?([A-Za-z]+)$`)
 
+// sizePattern is sizeGrammar with the units that there are.
+const sizePattern = `^(0|[1-9][0-9]*) ?(B|KiB|MiB|GiB|TiB)$`
+
 const sizeHint = "write a whole number and one of B, KiB, MiB, GiB, TiB, as 200GiB"
 
 // size reads a number of bytes of at least least.
 func (d *decoder) size(n *yaml.Node, least int64) (int64, bool) {
+	if d.expects(n, yaml.ScalarNode, func() *shape { return unitShape(sizePattern, least <= 0) }) {
+		return 0, false
+	}
 	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!str" {
 		if n.Kind == yaml.ScalarNode && n.Value == "0" && least <= 0 {
 			return 0, true

@@ -70,6 +70,11 @@ func (d *notingDisk) read(path string, limit int64) ([]byte, fs.FileMode, error)
 	return d.disk.read(path, limit)
 }
 
+func (d *notingDisk) list(path string, limit int) ([]string, fs.FileMode, error) {
+	d.seen.note(path) // whose time changes with what is in it
+	return d.disk.list(path, limit)
+}
+
 func (d *notingDisk) secret(path string, limit int64) ([]byte, secretFile, error) {
 	d.seen.note(path)
 	return d.disk.secret(path, limit)

@@ -18,6 +18,8 @@ var version = "0.1.0-dev"
 type cli struct {
 	Serve    serveCmd    `cmd:"" help:"Serve Nix clients as the policy file says."`
 	Check    checkCmd    `cmd:"" help:"Check a policy file and print what it means."`
+	Diff     diffCmd     `cmd:"" help:"Say in words what another policy file changes: who gains and who loses what."`
+	Schema   schemaCmd   `cmd:"" help:"Print the JSON Schema of policy files, for editors."`
 	Status   statusCmd   `cmd:"" help:"Print builders, slots and queue of the running proxy."`
 	Queue    queueCmd    `cmd:"" help:"Print what waits for a builder, in order, and why."`
 	Builds   buildsCmd   `cmd:"" help:"Print what is being built, and how the last builds ended."`
@@ -46,8 +48,9 @@ func (versionCmd) Run(out io.Writer) error {
 
 // The exit statuses of the command.
 const (
-	exitFailure  = 1
-	exitMistakes = 2 // the command line or the policy file has mistakes
+	exitFailure   = 1
+	exitDifferent = 1 // of diff
+	exitMistakes  = 2 // the command line or the policy file has mistakes
 )
 
 // errMistakes says that the mistakes were printed already.
@@ -89,6 +92,8 @@ func run(args []string, stdout, stderr io.Writer) (status int) {
 		return 0
 	case errors.Is(err, errMistakes):
 		return exitMistakes
+	case errors.Is(err, errDifferent):
+		return exitDifferent
 	default:
 		fmt.Fprintln(stderr, "nixbastion:", err)
 		return exitFailure
