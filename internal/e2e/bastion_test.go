@@ -222,7 +222,7 @@ func (y *backyard) testWrappedPort(t *testing.T, client *testbed.Host) {
 }
 
 // testTakenAway wants that a target which is taken from the list is closed to
-// connections that were open before.
+// connections that were open before, and that jumps there end.
 func (y *backyard) testTakenAway(t *testing.T) {
 	client := y.clients[testbed.Nix234]
 	master := startScript(t, client, "exec ssh -M -N -S /root/jump-master proxy")
@@ -242,11 +242,11 @@ func (y *backyard) testTakenAway(t *testing.T) {
 		t.Errorf("a jump to what is not listed any more: %+v, %v", res, err)
 	}
 	waitLine(t, y.proxy, mark, world.Message("ssh jump refused", "target", `"builder1:22"`))
-	// What was open goes on, as sessions do.
-	client.MustShell(t, "echo still >/root/word")
-	if res := held.wait(t); res.Stdout != "still\n" {
+	// What was open ends, too, and the connection goes on.
+	if res := held.wait(t); res.Status != 255 || res.Stdout != "" {
 		t.Errorf("the jump that was open ended with status %d and %q: %s", res.Status, res.Stdout, res.Stderr)
 	}
+	client.MustShell(t, "ssh -S /root/jump-master -O check proxy")
 	master.kill()
 }
 
