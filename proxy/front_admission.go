@@ -90,10 +90,11 @@ func (r *waitingRoom) pressure() float64 {
 }
 
 // slow is a login that takes longer than an honest one does, of the source that has
-// most places: on a machine that is busy, honest ones are slow as well.
+// most places: on a machine that is busy, honest ones are slow as well. So none goes
+// for a newcomer whose source has more places than its own.
 func (r *waitingRoom) slow(newcomer *waiter, among func(*waiter) bool) *waiter {
 	var slow *waiter
-	most := 0
+	most := max(0, r.places[newcomer.source]-1)
 	for _, w := range r.waiting {
 		if newcomer.since.Sub(w.since) < r.limits.SlowLogin {
 			break // the rest is younger

@@ -68,6 +68,32 @@ func TestSlowLoginOfACrowdGoesBeforeALoneOne(t *testing.T) {
 	}
 }
 
+// Guards against a crowd that opens new connections without a pause, so that none of
+// its own is ever slow, and by that pushes out whoever is on a busy machine.
+func TestCrowdPushesOutNoLoneSlowLogin(t *testing.T) {
+	r := newRoom(Limits{Pending: 20, PendingStart: 1, PendingPerSource: 30})
+	r.chanced = 0.99
+	r.enters("10.0.0.2")
+	var crowd []*waiter
+	for range 10 {
+		w, _ := r.enters("10.0.0.1")
+		crowd = append(crowd, w)
+	}
+	r.after(time.Minute)
+	for _, w := range crowd {
+		r.leave(w)
+		r.enters("10.0.0.1")
+	}
+	r.chanced = 0
+	r.enters("10.0.0.1")
+	if len(r.evicted) > 0 {
+		t.Errorf("evicted %v", r.evicted)
+	}
+	if _, ok := r.enters("10.0.0.3"); !ok || !slices.Equal(r.evicted, []string{"10.0.0.2+0"}) {
+		t.Errorf("evicted %v, want the slow one to go for a stranger", r.evicted)
+	}
+}
+
 // Guards against one source that fills the room with quick connections.
 func TestCrowdGoesBeforeOthersDo(t *testing.T) {
 	r := newRoom(Limits{Pending: 20, PendingStart: 20, PendingPerSource: 3})
