@@ -41,6 +41,8 @@ func (c serveCmd) serve(before *predecessor) error {
 	defer stops.end()
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP) // early: unhandled it would end us
+	// Whoever reads the log may go. Not ignored, as commands that we run would be, too.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	in, err := inheritSockets()
 	if err != nil {
 		return err

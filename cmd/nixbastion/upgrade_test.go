@@ -213,3 +213,23 @@ func TestReloadIsToldToTheServiceManager(t *testing.T) {
 		s.hears("RELOADING=1", "MONOTONIC_USEC=", "READY=1", c.status)
 	}
 }
+
+// Guards against a proxy that ends with whoever reads its log: a pipe to a logger, or
+// to the terminal of before an upgrade.
+func TestALogThatNobodyReadsEndsNothing(t *testing.T) {
+	s := newStand(t)
+	s.start(nil, "bash", "-c", `exec "$0" "$@" 2> >(exit)`)
+	s.hears("READY=1")
+	for range 3 {
+		if err := s.ask(); err != nil { // which is logged
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.upgrade(); err != nil {
+		t.Fatal(err)
+	}
+	s.onlyOneRuns()
+	if err := s.ask(); err != nil {
+		t.Error(err)
+	}
+}
