@@ -79,12 +79,11 @@ func TestKillLeavesNothingHalfPublished(t *testing.T) {
 	}
 }
 
-// killedWriter runs a writer, kills it some time after it is ready, or after the
-// first paths are durable, and returns what it said was durable: "domain path".
-func killedWriter(t *testing.T, dir string, size int64, early bool, after time.Duration) []string {
+// startSelf runs this test program again, with more in its environment.
+func startSelf(t *testing.T, environment ...string) (cmd *exec.Cmd, said *bufio.Scanner) {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), writerDir+"="+dir, fmt.Sprintf("%s=%d", writerSize, size))
+	cmd = exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), environment...)
 	cmd.Stderr = t.Output()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -93,7 +92,14 @@ func killedWriter(t *testing.T, dir string, size int64, early bool, after time.D
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	said := bufio.NewScanner(out)
+	return cmd, bufio.NewScanner(out)
+}
+
+// killedWriter runs a writer, kills it some time after it is ready, or after the
+// first paths are durable, and returns what it said was durable: "domain path".
+func killedWriter(t *testing.T, dir string, size int64, early bool, after time.Duration) []string {
+	t.Helper()
+	cmd, said := startSelf(t, writerDir+"="+dir, fmt.Sprintf("%s=%d", writerSize, size))
 	if !said.Scan() || said.Text() != "ready" {
 		t.Errorf("the writer said %q (%v)", said.Text(), said.Err())
 	}

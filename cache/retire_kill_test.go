@@ -106,18 +106,9 @@ type retiring struct {
 
 func startRetiring(t *testing.T, dir string) *retiring {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), retiringDir+"="+dir)
-	cmd.Stderr = t.Output()
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	cmd, said := startSelf(t, retiringDir+"="+dir)
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	return &retiring{cmd: cmd, said: bufio.NewScanner(out)}
+	return &retiring{cmd: cmd, said: said}
 }
 
 func (r *retiring) next(t *testing.T) string {
