@@ -53,20 +53,21 @@ func (c serveCmd) serve(before *predecessor) error {
 		before.failed(err)
 		return reportMistakes(err)
 	}
-	s := &server{before: before, stops: stops, live: live, log: newLogger(live.Current().Log), replaced: make(chan struct{})}
+	log := newLogger(live.Current().Log)
 	limitMemory()
 	tuneMemory()
 	defer tuneProcessors()()
-	closeAudit, err := s.openAudit(c.Config)
+	auditor, closeAudit, err := openAudit(live, c.Config, log)
 	if err != nil {
 		in.close()
 		return err
 	}
 	defer closeAudit()
+	s := &server{before: before, stops: stops, live: live, log: log, auditor: auditor, replaced: make(chan struct{})}
 	if err := s.start(in); err != nil {
 		return err
 	}
-	defer followPolicy(hangups, live, s.reload, s.log)()
+	defer followPolicy(hangups, live, s.reload, log)()
 	return s.run(c.Config)
 }
 

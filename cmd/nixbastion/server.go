@@ -63,12 +63,6 @@ func (s *server) start(in inherited) (err error) {
 	return nil
 }
 
-// openAudit opens the audit log of the policy. The function returned ends it.
-func (s *server) openAudit(config string) (end func(), err error) {
-	s.auditor, end, err = openAudit(s.live, config, s.log)
-	return end, err
-}
-
 // startAdmin answers on the socket that is open already, if the policy wants that one.
 func (s *server) startAdmin(open *net.UnixListener) (*admin, error) {
 	change := func(ctx context.Context, by string, words []string) (string, error) {
