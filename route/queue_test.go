@@ -108,6 +108,31 @@ func TestSlotsAreNeverExceeded(t *testing.T) {
 	}
 }
 
+// Guards against builders with more builds than slots where the queue is longer than a
+// plan looks at.
+func TestSlotsAreNotExceededBehindThePlan(t *testing.T) {
+	const builders = 50
+	b := newBench(builders, 0)
+	b.learn()
+	for b.waiting < 1000 {
+		b.ask()
+	}
+	for range 300 {
+		b.now = b.now.Add(100 * time.Millisecond)
+		l := b.running[0]
+		b.running = b.running[1:]
+		l.Built()
+		for _, p := range b.places {
+			if p.busy > p.MaxJobs {
+				t.Fatalf("%s has %d builds, and %d slots", p.Name, p.busy, p.MaxJobs)
+			}
+		}
+	}
+	if b.waiting > 1000-150 {
+		t.Errorf("%d still wait: slots were not filled", b.waiting)
+	}
+}
+
 // TestFirstComeFirstServed guards against a request that is overtaken by a later one
 // for the same slots, whoever asks.
 func TestFirstComeFirstServed(t *testing.T) {
