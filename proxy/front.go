@@ -369,9 +369,11 @@ func (f *Front) accept(ctx context.Context, l net.Listener) (net.Conn, error) {
 	}
 }
 
-func (f *Front) isStopping() bool {
+func (f *Front) isStopping() bool { return isClosed(f.stopping) }
+
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-f.stopping:
+	case <-c:
 		return true
 	default:
 		return false

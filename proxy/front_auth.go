@@ -78,7 +78,6 @@ func (c *frontConn) keyVerified(meta ssh.ConnMetadata, key ssh.PublicKey, _ *ssh
 		User: meta.User(), Remote: c.remote, ClientVersion: c.ident,
 	}
 	c.front.metrics.Login(metrics.LoginSuccess)
-	c.identified(who)
 	c.front.log.Info("ssh login", append(c.where(), append(who.keyText(),
 		"user", quotePeer(who.User), "client", quotePeer(c.ident))...)...)
 	c.mu.Lock()

@@ -86,16 +86,12 @@ type frontConn struct {
 	known      bool    // it showed a key that counts
 	why        string  // why it ended, if not by the peer's will; the first reason stays
 	vanished   bool    // the reason is that the peer was lost, see front_lost.go
-	// who has logged in, and when; nil before.
-	who   *Identity
-	since time.Time
-	doing map[*occupation]struct{} // what the sessions do
 }
 
 func newFrontConn(ctx context.Context, f *Front, conn net.Conn) *frontConn {
 	c := &frontConn{Conn: conn, front: f, remote: addrPort(conn.RemoteAddr()), stopping: make(chan struct{})}
 	c.paid = true
-	c.intake.moved = make(chan struct{}, 1)
+	c.intake.moved, c.intake.sent = make(chan struct{}, 1), &c.sent
 	c.out = sshconn.NewWriter(senderFunc(c.send))
 	c.ctx, c.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	if socket, ok := conn.(syscall.Conn); ok {
@@ -149,7 +145,6 @@ func (c *frontConn) send(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	c.front.counters.sent.Add(int64(n))
 	c.sent.Add(int64(n))
-	c.noteSent(n)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		c.lose(stalled(limit))
 	}

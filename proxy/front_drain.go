@@ -39,14 +39,7 @@ func (f *Front) Drain(ctx context.Context, d Draining) {
 	}
 }
 
-func (f *Front) isDraining() bool {
-	select {
-	case <-f.draining:
-		return true
-	default:
-		return false
-	}
-}
+func (f *Front) isDraining() bool { return isClosed(f.draining) }
 
 // drainOnce closes what is done and reports whether anything else is left.
 func (f *Front) drainOnce(now time.Time, jumps bool) (left bool) {

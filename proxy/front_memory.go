@@ -86,11 +86,12 @@ func (b *budget) release(principal string, n int64) {
 type intake struct {
 	held  atomic.Bool   // nothing is received now
 	moved chan struct{} // has one token when something was read
+	sent  *atomic.Int64 // by the connection
 
 	mu       sync.Mutex // guards what follows
 	received int64      // on the wire, since all was read for the last time
 	consumed int64      // by sessions, since then
-	sent     int64      // since then
+	sentThen int64      // what was sent before
 	open     int        // sessions and jumps
 	waiting  int        // those of them that wait for input
 	credit   int64      // taken from the budget beside sessionCost for each of them
@@ -99,7 +100,7 @@ type intake struct {
 // unread is an estimate of what is kept for sessions, in bytes, too low by maxOverhead
 // and what is on its way to them at most. The caller holds mu.
 func (i *intake) unread() int64 {
-	n := i.received - i.consumed - min(i.consumed/framing+i.sent/adjusting, maxOverhead)
+	n := i.received - i.consumed - min(i.consumed/framing+(i.sent.Load()-i.sentThen)/adjusting, maxOverhead)
 	if n <= 0 || i.open == 0 {
 		i.forget()
 		return 0
@@ -108,7 +109,7 @@ func (i *intake) unread() int64 {
 }
 
 // forget begins anew: all was read.
-func (i *intake) forget() { i.received, i.consumed, i.sent = 0, 0, 0 }
+func (i *intake) forget() { i.received, i.consumed, i.sentThen = 0, 0, i.sent.Load() }
 
 // admit notes what was received and reports whether it is paid for.
 func (c *frontConn) admit(n int) bool {
@@ -126,13 +127,6 @@ func (c *frontConn) admit(n int) bool {
 	}
 	i.credit += missing
 	return true
-}
-
-// noteSent counts what the client's window adjustments are for.
-func (c *frontConn) noteSent(n int) {
-	c.intake.mu.Lock()
-	defer c.intake.mu.Unlock()
-	c.intake.sent += int64(n)
 }
 
 // settle gives back what is not needed any more. The caller holds mu.

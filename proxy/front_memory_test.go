@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -198,4 +199,23 @@ func TestInputOnStandardErrorEndsTheConnection(t *testing.T) {
 		s.about("connection ended", ends(client), 0)
 		s.logged("ssh connection ended", "reason", "input on standard error")
 	})
+}
+
+// Guards against a client that fetches much and is held for the packets by which it lets
+// more come: they were received, and are no input.
+func TestWhatLetsMoreComeIsNoInput(t *testing.T) {
+	var sent atomic.Int64
+	i := &intake{sent: &sent, open: 1, received: 1 << 20}
+	sent.Store(adjusting << 19)
+	if n := i.unread(); n != 1<<19 {
+		t.Errorf("%d bytes are unread, want half of a MiB", n)
+	}
+	sent.Store(adjusting << 20)
+	if n := i.unread(); n != 0 {
+		t.Errorf("%d bytes are unread, want none", n)
+	}
+	i.received = 1 << 20 // while nothing was sent
+	if n := i.unread(); n != 1<<20 {
+		t.Errorf("%d bytes are unread, want all that came since", n)
+	}
 }

@@ -31,6 +31,7 @@ type frontSession struct {
 	env      map[string]string // made when the first variable comes
 	terminal bool              // the client asked for one
 	gone     chan struct{}     // closed when the client closed the channel or is gone
+	does     occupation        // for the admin to see
 	// farewell keeps a last word of the front and the end of our side apart, which the
 	// library does not.
 	farewell sync.Mutex
@@ -266,14 +267,12 @@ func (s *frontSession) exec(ctx context.Context, command string) (status int) {
 			status = statusInternal
 		}
 	}()
-	var now occupation
-	now.begin(command)
-	defer s.conn.shows(&now)()
+	s.does.begin(command)
 	return s.conn.front.exec(ctx, &Exec{
 		Identity: s.who, Command: command, Env: s.env, Terminal: s.terminal,
 		Stdin: &input{s.conn, s.channel}, Stdout: stdout, Stderr: stderr,
 		Stopping: s.conn.stopping, Draining: s.conn.front.draining, DrainIdle: s.conn.front.idleInDrain,
-		Lost: s.conn.lost, Dismissed: s.conn.dismissed, Working: &s.conn.working, Operates: now.operate,
+		Lost: s.conn.lost, Dismissed: s.conn.dismissed, Working: &s.conn.working, Operates: s.does.operate,
 	})
 }
 

@@ -29,7 +29,7 @@ type occupation struct {
 	since     time.Time
 }
 
-// begin notes a command, and operation what of it runs now; "" between two.
+// begin notes a command, and operate what of it runs now; "" between two.
 func (d *occupation) begin(command string) { d.note(&d.command, command) }
 
 func (d *occupation) operate(operation string) { d.note(&d.operation, operation) }
@@ -63,34 +63,14 @@ func (f *Front) connections() []connSight {
 func (c *frontConn) sight() (s connSight, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.who == nil || c.ended {
+	if c.login == nil || c.ended {
 		return connSight{}, false
 	}
-	s = connSight{who: c.who, since: c.since, received: c.received.Load(), sent: c.sent.Load(), jumps: c.jumping}
-	for d := range c.doing {
-		s.sessions = append(s.sessions, d.sight())
+	s = connSight{who: c.login.Identity, since: c.login.Since, received: c.received.Load(), sent: c.sent.Load(), jumps: c.jumping}
+	for _, session := range c.serving {
+		if does := session.does.sight(); does.command != "" {
+			s.sessions = append(s.sessions, does)
+		}
 	}
 	return s, true
-}
-
-// identified notes who has logged in.
-func (c *frontConn) identified(who *Identity) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.who, c.since = who, time.Now()
-}
-
-// shows has a session be seen until the function that it returns is called.
-func (c *frontConn) shows(d *occupation) (end func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.doing == nil {
-		c.doing = map[*occupation]struct{}{}
-	}
-	c.doing[d] = struct{}{}
-	return func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		delete(c.doing, d)
-	}
 }

@@ -54,6 +54,10 @@ func TestConnectionsAreSeen(t *testing.T) {
 		}
 		close(step)
 		io.Copy(io.Discard, ch)
+		synctest.Wait()
+		if seen := s.front.connections(); len(seen) != 1 || len(seen[0].sessions) != 0 {
+			s.Errorf("when its command has ended, but the client holds the channel, there is %+v", seen)
+		}
 		ch.Close()
 		synctest.Wait()
 		if seen := s.front.connections(); len(seen) != 1 || len(seen[0].sessions) != 0 {
