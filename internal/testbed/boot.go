@@ -20,6 +20,9 @@ var bootScript string
 //go:embed init.sh
 var initScript string
 
+//go:embed systemd.sh
+var systemdScript string
+
 // hostNamespaces are what a host has of its own.
 const hostNamespaces = syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC
 

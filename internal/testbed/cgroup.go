@@ -56,15 +56,15 @@ func (g cgroup) make() cgroup {
 	return g
 }
 
-// remove removes the group and those within. The kernel may still count a
-// process that was waited for just now, so it tries for a moment.
+// remove removes the group and those within, the innermost first. The kernel may
+// still count a process that was waited for just now, so it tries for a moment.
 func (g cgroup) remove() error {
 	if g == "" {
 		return nil
 	}
 	children, _ := filepath.Glob(filepath.Join(string(g), "*", "cgroup.procs"))
 	for _, c := range children {
-		if err := cgroup(filepath.Dir(c)).removeLeaf(); err != nil {
+		if err := cgroup(filepath.Dir(c)).remove(); err != nil {
 			return err
 		}
 	}

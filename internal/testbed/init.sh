@@ -41,6 +41,8 @@ builder)
   ;;
 esac
 
+case $kind in systemd) exec /bin/sh /etc/testbed/systemd 3<&- 5>&- 6>&- ;; esac
+
 sleep infinity </dev/null >/dev/null 2>&1 3<&- 4>&- 5>&- 6>&- &
 echo ready >&4
 exec 3<&- 4>&- 5>&- 6>&-

@@ -43,6 +43,7 @@ func (h *Host) makeLayer() (string, error) {
 	l.write("etc/hosts", "", 0o644)
 	l.write("etc/ssh/ssh_known_hosts", "", 0o644)
 	l.write("etc/testbed/init", initScript, 0o755)
+	l.write("etc/testbed/systemd", systemdScript, 0o755)
 	l.write("etc/nix/nix.conf", h.spec.nixConf(), 0o644)
 	l.write(machinesFile, machinesText(h.spec.Machines), 0o644)
 	l.write("etc/ssh/sshd_config", h.spec.sshdConfig(), 0o644)

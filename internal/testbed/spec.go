@@ -18,6 +18,9 @@ const (
 	Builder
 	// Client runs nix-daemon, and never builds by itself (max-jobs = 0).
 	Client
+	// Systemd runs systemd as its first process, with the units of its Debian, and
+	// no other daemon: a host for the proxy as a service. It needs a control group.
+	Systemd
 )
 
 // NativeSystem is what builders can build for: the machine's own system in
@@ -120,6 +123,8 @@ func (k Kind) String() string {
 		return "builder"
 	case Client:
 		return "client"
+	case Systemd:
+		return "systemd"
 	}
 	return fmt.Sprintf("Kind(%d)", int(k))
 }
