@@ -50,7 +50,10 @@ func (versionCmd) Run(out io.Writer) error {
 const (
 	exitFailure   = 1
 	exitDifferent = 1 // of diff
-	exitMistakes  = 2 // the command line or the policy file has mistakes
+	// exitMistakes says that the command line or the policy file has mistakes: EX_CONFIG
+	// of sysexits.h. It is not 2, with which a Go program ends that crashes, since systemd
+	// starts a proxy anew that has crashed.
+	exitMistakes = 78
 )
 
 // errMistakes says that the mistakes were printed already.
