@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
 )
 
 type upgradeCmd struct {
@@ -58,8 +59,10 @@ func findProgram(name string) (string, error) {
 type successor struct {
 	*lines
 	process *os.Process
-	ended   chan struct{} // closed when it has ended; status is how
-	status  string
+	// descriptor is a pidfd: the number may be another's once it was waited for.
+	descriptor int
+	ended      chan struct{} // closed when it has ended; status is how
+	status     string
 }
 
 // startSuccessor runs the program with our arguments and sockets.
@@ -94,21 +97,42 @@ func (s *server) startSuccessor() (*successor, error) {
 	}
 	environment = append(environment, handOverVariable+"="+handOverVersion+" "+strconv.Itoa(len(files)))
 	files = append(files, uintptr(theirs))
-	pid, err := syscall.ForkExec(programPath, append([]string{programPath}, os.Args[1:]...), &syscall.ProcAttr{Env: environment, Files: files})
+	descriptor := -1
+	pid, err := syscall.ForkExec(programPath, append([]string{programPath}, os.Args[1:]...),
+		&syscall.ProcAttr{Env: environment, Files: files, Sys: &syscall.SysProcAttr{Cloneflags: cloneFlags(), PidFD: &descriptor}})
 	if err != nil {
 		ours.Close()
 		return nil, fmt.Errorf("start %s: %w", programPath, err)
 	}
-	next := &successor{lines: newLines(ours), ended: make(chan struct{})}
+	next := &successor{lines: newLines(ours), descriptor: descriptor, ended: make(chan struct{})}
 	next.process, _ = os.FindProcess(pid) // which never fails here
-	go func() {
-		defer close(next.ended)
-		next.status = "it ended"
-		if state, err := next.process.Wait(); err == nil {
-			next.status = "it ended with " + state.String()
-		}
-	}()
+	go next.watch()
 	return next, nil
+}
+
+// cloneFlags makes the new process a child of the service manager, if there is one, and
+// not ours: systemd waits for no main process that is another's child when it stops the
+// service, and does not see it end otherwise.
+func cloneFlags() uintptr {
+	if os.Getenv("NOTIFY_SOCKET") == "" {
+		return 0
+	}
+	return syscall.CLONE_PARENT
+}
+
+// watch sees the process end.
+func (n *successor) watch() {
+	defer close(n.ended)
+	poll := []unix.PollFd{{Fd: int32(n.descriptor), Events: unix.POLLIN}}
+	for {
+		if _, err := unix.Poll(poll, -1); !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	n.status = "it ended"
+	if state, err := n.process.Wait(); err == nil { // not if it is another's child
+		n.status = "it ended with " + state.String()
+	}
 }
 
 // socketPair returns two ends, one for the other process.
@@ -239,10 +263,11 @@ func (n *successor) end() {
 	select {
 	case <-n.ended:
 	case <-time.After(successorEnd):
-		_ = n.process.Kill() // it may just have ended
+		_ = unix.PidfdSendSignal(n.descriptor, unix.SIGKILL, nil, 0) // it may just have ended
 		<-n.ended
 	}
 	n.conn.Close()
+	unix.Close(n.descriptor)
 }
 
 // obey does what the process that took our place wants, until it ends.

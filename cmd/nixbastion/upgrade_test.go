@@ -98,10 +98,10 @@ func TestAFailedUpgradeChangesNothing(t *testing.T) {
 	}
 	for _, c := range []struct{ name, program, policy, want string }{
 		{"mistakes in the policy", self, "bogus: 1\n", `config.yaml:6:1: unknown key "bogus"`},
-		{"crash", script("crash", "exit 7"), "", "exit status 7; the log has its reason"},
-		{"killed", script("killed", "kill -9 $$"), "", "signal: killed; the log has its reason"},
+		{"crash", script("crash", "exit 7"), "", "it ended; the log has its reason"},
+		{"killed", script("killed", "kill -9 $$"), "", "it ended; the log has its reason"},
 		{"no program", s.file("missing"), "", "no such file or directory"},
-		{"crash behind the store", script("late", `printf 'open\n' >&5; read -r line <&5; exit 9`), "", "exit status 9"},
+		{"crash behind the store", script("late", `printf 'open\n' >&5; read -r line <&5; exit 9`), "", "it ended; the log has its reason"},
 		{"other words", script("other", `printf 'hello\n' >&5; exec sleep 60`), "", `it said "hello"`},
 	} {
 		s.link(c.program)
