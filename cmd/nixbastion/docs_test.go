@@ -49,13 +49,23 @@ func pageText(t *testing.T, file string) string {
 	return string(text)
 }
 
-// Guards against pages whose commands do something else than they say: each console
-// that needs no other host is run, in the order of its page.
+// onHosts are the pages whose blocks with "on" are run by the tests of internal/e2e.
+var onHosts = []string{"first-ten-minutes.md", "install.md", "operations.md", "audit.md"}
+
+// Guards against pages whose commands do something else than they say: each block that
+// needs no other host is run, in the order of its page.
 func TestTheCommandsOfTheDocsDoWhatTheySay(t *testing.T) {
 	testbed.NeedTool(t, "ssh-keygen", "openssh-client")
 	ran := 0
 	for _, file := range pages(t) {
-		t.Run(filepath.Base(file), func(t *testing.T) { ran += newReader(t).read(pageText(t, file)) })
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			for _, b := range docs.Blocks(pageText(t, file)) {
+				if b.Has("on") && !slices.Contains(onHosts, filepath.Base(file)) {
+					t.Errorf("line %d: nobody runs what is for the host %s", b.Line, b.Words["on"])
+				}
+			}
+			ran += newReader(t).read(pageText(t, file))
+		})
 	}
 	if ran < 20 && !t.Failed() {
 		t.Errorf("only %d commands were run", ran)
@@ -109,6 +119,8 @@ func (r *reader) read(page string) (ran int) {
 			}
 		case b.Kind == "console":
 			ran += r.run(b)
+		case b.Kind == "sh" && b.Text != "make build\n": // which every test begins with
+			r.t.Errorf("line %d: nobody runs this", b.Line)
 		}
 	}
 	return ran

@@ -70,6 +70,11 @@ func (r *pageReader) follow(b docs.Block) {
 		}
 		return
 	}
+	if b.Kind == "sh" {
+		r.ran++
+		host.MustShell(r.t, "cd "+sourceFolder+" && set -e\n"+r.place(b.Text))
+		return
+	}
 	steps := b.Steps()
 	for i, step := range steps {
 		r.ran++
