@@ -56,7 +56,7 @@ func versions(ctx context.Context, h *testbed.Host) (string, error) {
 
 func middleVersion(ctx context.Context, w *way) (string, error) {
 	switch w.name {
-	case proxy:
+	case proxy, unaudited:
 		text, err := shell(ctx, w.middle, world.Binary+" version")
 		return strings.TrimSpace(text), err
 	case haproxy:

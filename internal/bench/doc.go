@@ -1,7 +1,8 @@
 // Command bench compares nixbastion with what people have today, on real Nix
 // hosts of internal/testbed: a client that goes straight to the builder's sshd
 // and nix-daemon, one that goes through HAProxy, and one that goes through a hub
-// (a nix-daemon with builders of its own). It prints a table, and whether the
+// (a nix-daemon with builders of its own). One trivial build is compared with a proxy
+// without an audit log, too. It prints a table, and whether the
 // project's targets are met:
 //
 //	make bench

@@ -20,7 +20,7 @@ type lab struct {
 	decoy   *testbed.Host            // nil unless a bench wants it
 	clients map[string]*testbed.Host // by version of Nix
 	hub     *testbed.Host            // nil unless its column is wanted
-	proxy   *world.Proxy             // the same
+	proxies map[string]*world.Proxy  // by way
 	ways    []*way
 	serial  serial
 }
@@ -31,7 +31,7 @@ func openLab(ctx context.Context, o options, log *slog.Logger) (*lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &lab{bed: bed, clients: map[string]*testbed.Host{}, serial: newSerial()}
+	l := &lab{bed: bed, clients: map[string]*testbed.Host{}, proxies: map[string]*world.Proxy{}, serial: newSerial()}
 	if err := l.open(ctx, o); err != nil {
 		return nil, errors.Join(err, bed.Close())
 	}
@@ -115,7 +115,9 @@ func (o options) storeOnDisk() []string {
 func (l *lab) openWay(ctx context.Context, name string, key testbed.Key, o options) (*way, error) {
 	switch name {
 	case proxy:
-		return l.openProxy(ctx, key, o)
+		return l.openProxy(ctx, name, "", key, o)
+	case unaudited:
+		return l.openProxy(ctx, name, "audit: off\n", key, o)
 	case haproxy:
 		return l.openHAProxy(ctx, key)
 	case hub:
@@ -125,12 +127,14 @@ func (l *lab) openWay(ctx context.Context, name string, key testbed.Key, o optio
 	}
 }
 
-func (l *lab) openProxy(ctx context.Context, key testbed.Key, o options) (*way, error) {
+func (l *lab) openProxy(ctx context.Context, name, extra string, key testbed.Key, o options) (*way, error) {
 	builders := []world.Builder{{Host: l.builder, MaxJobs: jobs}}
 	if l.decoy != nil {
 		builders = append(builders, world.Builder{Host: l.decoy, Features: []string{decoy}, MandatoryFeatures: []string{decoy}})
 	}
 	p, err := world.StartProxy(ctx, l.bed, world.ProxySpec{
+		Name:        name,
+		Extra:       extra,
 		Builders:    builders,
 		Principals:  []world.Principal{{Name: "client", Keys: []testbed.Key{key}, Extra: []string{"jump: [builder]"}}},
 		StateOnDisk: o.disk,
@@ -138,24 +142,24 @@ func (l *lab) openProxy(ctx context.Context, key testbed.Key, o options) (*way, 
 	if err != nil {
 		return nil, err
 	}
-	l.proxy = p
-	w := newWay(proxy, "", p.Host(), key)
+	l.proxies[name] = p
+	w := newWay(name, "", p.Host(), key)
 	w.middle = p.Host()
-	w.reset = func() error { return l.resetProxy(ctx) }
+	w.reset = func() error { return resetProxy(ctx, p) }
 	return w, nil
 }
 
 // resetProxy starts the proxy again with an empty cache, as the same host.
-func (l *lab) resetProxy(ctx context.Context) error {
+func resetProxy(ctx context.Context, p *world.Proxy) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	if err := l.proxy.Terminate(ctx); err != nil {
+	if err := p.Terminate(ctx); err != nil {
 		return err
 	}
-	if _, err := shell(ctx, l.proxy.Host(), "rm -rf "+world.StateDir+"/cache "+world.StateDir+"/tmp"); err != nil {
+	if _, err := shell(ctx, p.Host(), "rm -rf "+world.StateDir+"/cache "+world.StateDir+"/tmp"); err != nil {
 		return err
 	}
-	return l.proxy.Start(ctx)
+	return p.Start(ctx)
 }
 
 // haproxyConfig has one server, the builder, like all other ways: what is

@@ -28,8 +28,8 @@ func (l *lab) behindLine(ctx context.Context, w *way, key testbed.Key, megabytes
 // hostKeyOf is the host key that a client meets at the end of a way.
 func (l *lab) hostKeyOf(w *way) string {
 	switch w.name {
-	case proxy:
-		return l.proxy.HostKey()
+	case proxy, unaudited:
+		return l.proxies[w.name].HostKey()
 	case hub:
 		return l.bed.HostKey(l.hub.Name()).AuthorizedLine()
 	default:

@@ -12,9 +12,11 @@ const (
 	proxy   = "proxy"
 	haproxy = "HAProxy"
 	hub     = "hub"
+	// unaudited is a proxy without an audit log, for the benches that compare with it.
+	unaudited = "unaudited"
 )
 
-var wayNames = []string{direct, proxy, haproxy, hub}
+var wayNames = []string{direct, proxy, haproxy, hub, unaudited}
 
 // A way is what stands between client and builder.
 type way struct {
