@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 )
 
@@ -81,6 +82,9 @@ func (s HostSpec) withDefaults() HostSpec {
 	}
 	if s.Kind == Client {
 		s.MaxJobs = 0
+	}
+	if s.Kind == Systemd {
+		s.Packages = append(slices.Clone(s.Packages), "systemd")
 	}
 	if s.Slots == 0 {
 		s.Slots = max(s.MaxJobs, 1)

@@ -11,7 +11,7 @@ func TestSystemdRunsAHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, version := range []string{Nix226, Nix234} {
+	for _, version := range []string{Nix28, Nix226, Nix234} {
 		t.Run(version, func(t *testing.T) {
 			host := ForTest(t).MustStart(t, HostSpec{Name: "served", Kind: Systemd, Nix: version})[0]
 			if got := host.MustShell(t, "cat /proc/1/comm; systemctl is-active multi-user.target"); got != "systemd\nactive\n" {
