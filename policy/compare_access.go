@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -118,17 +117,20 @@ func (c *comparison) keys(q *Principal, old, next []*grant) {
 			c.add(AreaAccess, Loses, q.subject(), "can no longer log in with %s%s", line, otherOwner(c.owners, g, q, ", which is that of principal "))
 		}
 	}
+	c.orders(q, namesByAuthority(old), namesByAuthority(next))
 }
 
-// byLine has lines by what is the same of them however they are narrowed.
+// byLine has lines by what is the same of them however they are narrowed; that of an
+// authority once for each name.
 func byLine(grants []*grant) map[string]*grant {
 	all := map[string]*grant{}
 	for _, g := range grants {
-		line := "key " + g.fingerprint
-		if g.authority {
-			line = fmt.Sprintf("certificates of authority %s for %s", g.fingerprint, strings.Join(g.principals, ", "))
+		if !g.authority {
+			all["key "+g.fingerprint] = g
 		}
-		all[line] = g
+		for _, name := range g.principals {
+			all["certificates of authority "+g.fingerprint+" for "+unquoted(name)] = g
+		}
 	}
 	return all
 }
