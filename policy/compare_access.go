@@ -17,6 +17,7 @@ func (c *comparison) principals() {
 			c.add(AreaAccess, Gains, q.subject(), "is new: %s in domain %s, with %s%s", q.may(), q.Domain, grantsText(next[q.Name]), c.next.besides(q))
 		} else {
 			c.rights(before, q)
+			c.movedJumps(before, q)
 		}
 		c.keys(q, old[q.Name], next[q.Name])
 	}
@@ -97,6 +98,16 @@ func (c *comparison) rights(old, next *Principal) {
 	if old.Domain != next.Domain {
 		c.add(AreaAccess, Gains, who, "comes into domain %s and %s there%s", next.Domain, next.may(), c.next.besides(next))
 		c.add(AreaAccess, Loses, who, "leaves domain %s, with all that it had there", old.Domain)
+	}
+}
+
+// movedJumps compares where the names of builders lead that a principal may jump to.
+func (c *comparison) movedJumps(old, next *Principal) {
+	for _, target := range next.Jump {
+		was, is := c.old.BuilderNamed(target.Builder), c.next.BuilderNamed(target.Builder)
+		if was != nil && is != nil && was.Address != is.Address && slices.Contains(old.Jump, target) {
+			c.add(AreaAccess, Changes, next.subject(), "jumps by the name of builder %s to %s, which was %s", is.Name, is.Address, was.Address)
+		}
 	}
 }
 
