@@ -162,11 +162,12 @@ func (g *grant) narrowingOr(nothing string) string {
 
 // narrowed says what another narrowing is to who has the key.
 func narrowed(old, next *grant) Effect {
+	was, is := old.narrowing(), next.narrowing()
 	switch {
-	case old.narrowingText() == "":
-		return Loses
-	case next.narrowingText() == "":
+	case len(without(is, was)) == 0:
 		return Gains
+	case len(without(was, is)) == 0:
+		return Loses
 	}
 	return Changes
 }

@@ -101,3 +101,22 @@ func TestWhatIsCutInASentenceIsComparedWhole(t *testing.T) {
 		t.Errorf("rules: got %q", got)
 	}
 }
+
+// Guards against a line that is wider than before and stands among what is merely
+// otherwise.
+func TestALineWithFewerOptionsIsAGain(t *testing.T) {
+	d := newDir(t)
+	line := func(options string) string { return strings.TrimSpace(options+" "+authorizedLine("anna")) + "\n" }
+	const from, command, until = `from="192.0.2.1"`, `command="nix-store --serve"`, `expiry-time="20990101Z"`
+	for _, c := range []struct{ old, next, sign string }{
+		{from, "", "+"}, {from + "," + command, from, "+"}, {from + "," + command + "," + until, until, "+"},
+		{"", from, "-"}, {from, from + "," + command, "-"}, {from + ",restrict", from, "+"},
+		{from, command, "~"}, {from, `from="192.0.2.2"`, "~"}, {from + "," + command, `from="192.0.2.2"`, "~"},
+		{`permitopen="b1:22"`, "", "+"}, {`permitopen="b1:22"`, `permitopen="none"`, "~"},
+	} {
+		got := d.compared(t, d.accessOf("old", line(c.old), ""), d.accessOf("next", line(c.next), ""))
+		if !strings.HasPrefix(got, "access "+c.sign+" principal anna can log in with key ") || strings.Contains(got, "\n") {
+			t.Errorf("%s to %s: got %s, want %s", c.old, c.next, got, c.sign)
+		}
+	}
+}
