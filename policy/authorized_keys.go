@@ -54,6 +54,9 @@ func (d *decoder) authorizedKeys(path string, visit func(a authorized, line int)
 	case mode&othersMayWrite != 0:
 		return refuse("chmod o-w "+path, "everybody may write %s (mode %#o), and so let himself in", path, mode)
 	}
+	if err := notPrivate(path, text); err != nil {
+		return err
+	}
 	number := 0
 	for raw := range bytes.Lines(text) {
 		number++

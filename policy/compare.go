@@ -3,7 +3,6 @@ package policy
 import (
 	"fmt"
 	"io"
-	"reflect"
 	"slices"
 	"strings"
 )
@@ -145,17 +144,22 @@ func (c *comparison) add(area Area, effect Effect, subject, format string, args 
 	c.changes = append(c.changes, Change{area, effect, subject, fmt.Sprintf(format, args...)})
 }
 
+// rule is one of a list, by all that it has. The text of two may be the same.
+type rule struct{ key, text string }
+
 // rules compares lists of rules by what they mean.
 func (c *comparison) rules() {
-	needs := func(p *Policy) (all []string) {
+	needs := func(p *Policy) (all []rule) {
 		for i := range p.Scheduling.Needs {
-			all = append(all, p.Scheduling.Needs[i].meaning())
+			need := &p.Scheduling.Needs[i]
+			all = append(all, rule{fmt.Sprintf("%#v", *need), need.meaning()})
 		}
 		return all
 	}
-	limits := func(p *Policy) (all []string) {
+	limits := func(p *Policy) (all []rule) {
 		for i := range p.BuildLimits {
-			all = append(all, p.BuildLimits[i].meaning())
+			limit := &p.BuildLimits[i]
+			all = append(all, rule{fmt.Sprintf("%#v", *limit), limit.meaning()})
 		}
 		return all
 	}
@@ -164,16 +168,20 @@ func (c *comparison) rules() {
 }
 
 // sentences compares sentences about builds.
-func (c *comparison) sentences(area Area, old, next []string, ordered bool) {
+func (c *comparison) sentences(area Area, old, next []rule, ordered bool) {
 	gone, new := without(old, next), without(next, old)
-	for _, s := range new {
-		c.add(area, Changes, "builds", "%s: a new rule", s)
+	for _, r := range new {
+		c.add(area, Changes, "builds", "%s: a new rule", r.text)
 	}
-	for _, s := range gone {
-		c.add(area, Changes, "builds", "no longer %s: the rule is gone", s)
+	for _, r := range gone {
+		c.add(area, Changes, "builds", "no longer %s: the rule is gone", r.text)
 	}
-	if ordered && len(gone)+len(new) == 0 && !reflect.DeepEqual(old, next) {
-		c.add(area, Changes, "build_limits", "has its rules in another order, and for each limit the first counts: %s", strings.Join(next, "; then "))
+	if ordered && len(gone)+len(new) == 0 && !slices.Equal(old, next) {
+		texts := make([]string, len(next))
+		for i, r := range next {
+			texts[i] = r.text
+		}
+		c.add(area, Changes, "build_limits", "has its rules in another order, and for each limit the first counts: %s", strings.Join(texts, "; then "))
 	}
 }
 

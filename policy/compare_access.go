@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -18,6 +17,7 @@ func (c *comparison) principals() {
 			c.add(AreaAccess, Gains, q.subject(), "is new: %s in domain %s, with %s%s", q.may(), q.Domain, grantsText(next[q.Name]), c.next.besides(q))
 		} else {
 			c.rights(before, q)
+			c.movedJumps(before, q)
 		}
 		c.keys(q, old[q.Name], next[q.Name])
 	}
@@ -101,6 +101,16 @@ func (c *comparison) rights(old, next *Principal) {
 	}
 }
 
+// movedJumps compares where the names of builders lead that a principal may jump to.
+func (c *comparison) movedJumps(old, next *Principal) {
+	for _, target := range next.Jump {
+		was, is := c.old.BuilderNamed(target.Builder), c.next.BuilderNamed(target.Builder)
+		if was != nil && is != nil && was.Address != is.Address && slices.Contains(old.Jump, target) {
+			c.add(AreaAccess, Changes, next.subject(), "jumps by the name of builder %s to %s, which was %s", is.Name, is.Address, was.Address)
+		}
+	}
+}
+
 // keys compares the lines by which one may log in as a principal.
 func (c *comparison) keys(q *Principal, old, next []*grant) {
 	before, now := byLine(old), byLine(next)
@@ -118,17 +128,20 @@ func (c *comparison) keys(q *Principal, old, next []*grant) {
 			c.add(AreaAccess, Loses, q.subject(), "can no longer log in with %s%s", line, otherOwner(c.owners, g, q, ", which is that of principal "))
 		}
 	}
+	c.orders(q, namesByAuthority(old), namesByAuthority(next))
 }
 
-// byLine has lines by what is the same of them however they are narrowed.
+// byLine has lines by what is the same of them however they are narrowed; that of an
+// authority once for each name.
 func byLine(grants []*grant) map[string]*grant {
 	all := map[string]*grant{}
 	for _, g := range grants {
-		line := "key " + g.fingerprint
-		if g.authority {
-			line = fmt.Sprintf("certificates of authority %s for %s", g.fingerprint, strings.Join(g.principals, ", "))
+		if !g.authority {
+			all["key "+g.fingerprint] = g
 		}
-		all[line] = g
+		for _, name := range g.principals {
+			all["certificates of authority "+g.fingerprint+" for "+unquoted(name)] = g
+		}
 	}
 	return all
 }
@@ -149,11 +162,12 @@ func (g *grant) narrowingOr(nothing string) string {
 
 // narrowed says what another narrowing is to who has the key.
 func narrowed(old, next *grant) Effect {
+	was, is := old.narrowing(), next.narrowing()
 	switch {
-	case old.narrowingText() == "":
-		return Loses
-	case next.narrowingText() == "":
+	case len(without(is, was)) == 0:
 		return Gains
+	case len(without(was, is)) == 0:
+		return Loses
 	}
 	return Changes
 }

@@ -146,7 +146,7 @@ func TestEveryChangeIsSaid(t *testing.T) {
 		{"load.min_disk", "min_disk: 1B", "min_disk: 2B", "scheduling ~ builder b1 has load.min_disk: 2B, was 1B\nscheduling ~ builder b2 .*"},
 		{"builders.load", "resources:", "load: {max_load: 3}, resources:", "scheduling ~ builder b1 has load.max_load: 3, was 1"},
 		{"builders.name", "name: b2,", "name: b3,", "builders + builder b3 is new, reached as nix@b2:22: 3 builds at once of x86_64-linux, for domain ci\nbuilders - builder b2 is gone: .*"},
-		{"builders.address", "address: b1,", "address: c1,", "trust ~ builder b1 has address: c1:22, was b1:22"},
+		{"builders.address", "address: b1,", "address: c1,", "access ~ principal anna jumps by the name of builder b1 to c1:22, which was b1:22\ntrust ~ builder b1 has address: c1:22, was b1:22"},
 		{"builders.protocol", "protocol: ssh-ng", "protocol: ssh", "trust ~ builder b1 has protocol: ssh, was ssh-ng"},
 		{"builders.user", "b1, protocol: ssh-ng, user: nix", "b1, protocol: ssh-ng, user: root", "trust ~ builder b1 has user: root, was nix"},
 		{"builders.identity_file", "user: nix, identity_file: builder-key, host", "user: nix, identity_file: " + d.write("key2", privatePEM(testPrivateKey("builder")), 0o600) + ", host", "trust ~ builder b1 has identity_file: .*/key2, was .*/builder-key"},

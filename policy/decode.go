@@ -307,7 +307,11 @@ func (d *decoder) number(n *yaml.Node, grammar *regexp.Regexp, what string) bool
 	case plain && grammar.MatchString(n.Value):
 		return true
 	case plain && octalLooking.MatchString(n.Value):
-		d.mistake(n, "write "+strings.TrimLeft(strings.TrimLeft(n.Value, "+-"), "0_")+" without the zero",
+		digits := strings.TrimLeft(strings.TrimLeft(n.Value, "+-"), "0_")
+		if digits == "" || digits[0] == '.' {
+			digits = "0" + digits
+		}
+		d.mistake(n, "write "+digits+" without the zero",
 			"%s begins with a zero, which YAML reads as an octal number", clip(n.Value))
 	case plain && numberLooking.MatchString(n.Value):
 		d.mistake(n, "write it in decimal digits alone, as 12", "expected %s, got %s", what, clip(n.Value))

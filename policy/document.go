@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"gopkg.in/yaml.v3"
 )
@@ -17,7 +19,7 @@ func (d *decoder) document(text []byte) *yaml.Node {
 	var doc, second yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	if err := dec.Decode(&doc); err != nil {
-		d.syntax(err)
+		d.syntax(text, err)
 		return nil
 	}
 	// A reader that stops after the first document would silently drop the rest.
@@ -25,7 +27,7 @@ func (d *decoder) document(text []byte) *yaml.Node {
 	case err == nil:
 		d.mistake(&second, `everything belongs into one document: remove the line "---"`, "a second document begins here")
 	case !errors.Is(err, io.EOF):
-		d.syntax(err)
+		d.syntax(text, err)
 	}
 	if d.tricks(&doc) || len(doc.Content) != 1 {
 		return nil // with aliases unresolved, more would be noise
@@ -46,23 +48,58 @@ func (d *decoder) empty() {
 	d.mistake(&yaml.Node{Line: 1, Column: 1}, hint, "the file has no settings")
 }
 
-var yamlError = regexp.MustCompile(`^yaml: (?:line (\d+): )?(?s:(.*))$`)
+var (
+	yamlError = regexp.MustCompile(`^yaml: (?:line (\d+): )?(?s:(.*))$`)
+	// fromZero is what the library's parser finds, which counts lines from zero; its
+	// scanner counts from one.
+	fromZero = regexp.MustCompile(`^did not find expected (<|node content|'-' indicator|key|',' or ')|^found (undefined tag handle|duplicate %|incompatible YAML document)`)
+	// anchorUnknown is said without a line.
+	anchorUnknown = regexp.MustCompile(`^unknown anchor '(.*)' referenced$`)
+)
 
-// syntax notes what the YAML parser says. It knows lines alone.
-func (d *decoder) syntax(err error) {
+// syntax notes what the YAML parser says. It knows lines alone, and not always.
+func (d *decoder) syntax(text []byte, err error) {
 	if errors.Is(err, io.EOF) {
 		d.empty()
 		return
 	}
-	at, text := &yaml.Node{Line: 1, Column: 1}, err.Error()
-	if m := yamlError.FindStringSubmatch(text); m != nil {
-		text = m[2]
-		if line, err := strconv.Atoi(m[1]); err == nil {
-			at.Line = line
-		}
+	says, line := err.Error(), 0
+	if m := yamlError.FindStringSubmatch(says); m != nil {
+		says = m[2]
+		line, _ = strconv.Atoi(m[1]) // "" is 0
+	}
+	at := &yaml.Node{Line: line, Column: 1}
+	if last, _ := lineOfOffset(text, len(bytes.TrimSuffix(text, []byte("\n")))); fromZero.MatchString(says) {
+		at.Line = min(line+1, last)
+	}
+	if at.Line == 0 {
+		at.Line, at.Column = lineOfOffset(text, offsetOf(text, says))
 	}
 	d.mistake(at, "look at indentation, quotes and brackets, here and in the lines around", "not YAML: %s",
-		strings.ToValidUTF8(text, "?"))
+		strings.ToValidUTF8(says, "?"))
+}
+
+// offsetOf finds what the parser complains about without a line; 0 is the first one.
+func offsetOf(text []byte, says string) int {
+	if m := anchorUnknown.FindStringSubmatch(says); m != nil {
+		return max(bytes.Index(text, []byte("*"+m[1])), 0)
+	}
+	if !strings.Contains(says, "UTF-8") && !strings.HasPrefix(says, "control characters") {
+		return 0
+	}
+	for at := 0; at < len(text); {
+		r, size := utf8.DecodeRune(text[at:])
+		if r == utf8.RuneError && size == 1 || unicode.IsControl(r) && !strings.ContainsRune("\t\n\r\u0085", r) {
+			return at
+		}
+		at += size
+	}
+	return 0
+}
+
+func lineOfOffset(text []byte, offset int) (line, column int) {
+	before := text[:offset]
+	return 1 + bytes.Count(before, []byte("\n")), 1 + utf8.RuneCount(before[bytes.LastIndexByte(before, '\n')+1:])
 }
 
 // tricks refuses what makes a file say other things than it shows: anchors with

@@ -2,6 +2,8 @@ package policy
 
 import (
 	"strconv"
+	"strings"
+	"unicode"
 
 	"gopkg.in/yaml.v3"
 
@@ -69,7 +71,7 @@ func (d *decoder) publicKey(n *yaml.Node) (nix.PublicKey, bool) {
 
 func checkTrustedKey(text string) error {
 	key, err := nix.ParsePublicKey(text)
-	if err != nil {
+	if err != nil || strings.ContainsFunc(key.Name(), func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
 		return refuse("write it as in Nix's trusted-public-keys, one a list item: "+defaultTrustedKey, "%s is not a public key for store paths", quote(text))
 	}
 	if key.String() != text {

@@ -15,7 +15,7 @@ const durationHint = "write numbers with ms, s, m or h, as 90s or 1h30m"
 
 // duration reads a time from least up to most.
 func (d *decoder) duration(n *yaml.Node, least, most time.Duration) (time.Duration, bool) {
-	if d.expects(n, yaml.ScalarNode, func() *shape { return unitShape(durationGrammar.String(), least <= 0) }) {
+	if d.expects(n, yaml.ScalarNode, func() *shape { return durationShape(least <= 0) }) {
 		return 0, false
 	}
 	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!str" && n.Value != "0" {
@@ -31,6 +31,14 @@ func (d *decoder) duration(n *yaml.Node, least, most time.Duration) (time.Durati
 		return 0, false
 	}
 	return value, true
+}
+
+func durationShape(orZero bool) *shape {
+	pattern := durationGrammar.String()
+	if orZero {
+		pattern = "^0$|" + pattern // in quotes
+	}
+	return unitShape(pattern, orZero)
 }
 
 func (d *decoder) durationInto(to *time.Duration, n *yaml.Node, least, most time.Duration) {

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // keyOptions are what stands before a key in authorized_keys. All of it narrows
@@ -187,7 +188,7 @@ func (o *keyOptions) readPrincipals(value string) error {
 	o.principals = strings.Split(value, ",")
 	for i, name := range o.principals {
 		switch {
-		case name == "" || name != strings.TrimSpace(name) || strings.ContainsAny(name, `*?!"`):
+		case name == "" || name != strings.TrimSpace(name) || strings.ContainsAny(name, `*?!"`), strings.ContainsFunc(name, unicode.IsControl):
 			return refuse(`write names as certificates have them, with commas alone between: principals="anna,anna-laptop"`, "principals=: %s is not a name", quote(name))
 		case slices.Contains(o.principals[:i], name):
 			return refuse("remove one of them", "principals=: %s stands there twice", quote(name))

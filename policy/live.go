@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"maps"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -11,6 +12,7 @@ import (
 // called from any goroutine.
 type Live struct {
 	file    string
+	disk    disk // the real one, but for tests
 	current atomic.Pointer[Policy]
 
 	loading sync.Mutex // one load at a time: the last one called is what counts
@@ -22,7 +24,7 @@ type Live struct {
 
 // NewLive loads a policy file. Errors are those of [Load].
 func NewLive(file string) (*Live, error) {
-	l := &Live{file: file, swapped: make(chan struct{}, 1)}
+	l := &Live{file: file, disk: realDisk{}, swapped: make(chan struct{}, 1)}
 	pol, err := l.load()
 	if err != nil {
 		return nil, err
@@ -31,11 +33,20 @@ func NewLive(file string) (*Live, error) {
 	return l, nil
 }
 
-// load notes which files it reads. The caller holds loading, or is alone.
-func (l *Live) load() (*Policy, error) {
-	noting := &notingDisk{disk: realDisk{}, seen: stamps{}}
-	pol, err := loadFrom(l.file, noting)
-	l.read = noting.seen
+// maxReads is how often files are read that change meanwhile: the last time counts.
+const maxReads = 3
+
+// load notes which files it reads. What was changed while it was read may be half of
+// what somebody writes, and is read again. The caller holds loading, or is alone.
+func (l *Live) load() (pol *Policy, err error) {
+	for range maxReads {
+		noting := &notingDisk{disk: l.disk, seen: stamps{}}
+		pol, err = loadFrom(l.file, noting)
+		l.read = noting.seen
+		if maps.Equal(l.read.now(), l.read) {
+			break
+		}
+	}
 	return pol, err
 }
 

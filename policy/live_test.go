@@ -1,7 +1,10 @@
 package policy
 
 import (
+	"errors"
+	"io/fs"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -146,5 +149,45 @@ func TestStillLetsACertificateOutliveItsTimeAndNothingElse(t *testing.T) {
 	}
 	if _, err := d.certified(t, over+" "+authorizedLine("anna")).Still(testKey("anna"), anywhere, login); err == nil {
 		t.Error("a key whose time is over stays")
+	}
+}
+
+// writerDisk is a disk on which somebody writes a file in place while it is read: it is
+// empty at its first reads.
+type writerDisk struct {
+	realDisk
+	file, text string
+	empty      int // how many reads are left until it has its text
+}
+
+func (d *writerDisk) read(path string, limit int64) ([]byte, fs.FileMode, error) {
+	text, mode, err := d.realDisk.read(path, limit)
+	if path == d.file && d.empty > 0 {
+		if d.empty--; d.empty == 0 {
+			err = errors.Join(err, os.WriteFile(d.file, []byte(d.text), 0o644))
+		} else {
+			err = errors.Join(err, os.Truncate(d.file, 0), os.Chtimes(d.file, time.Time{}, time.Unix(int64(d.empty), 0)))
+		}
+	}
+	return text, mode, err
+}
+
+// Guards against a file that is read in the moment in which it is written, so that those
+// who are to be let in are not, or a list of revoked keys is empty; and against a load
+// that waits for a file that is always written.
+func TestFilesThatChangeWhileTheyAreReadAreReadAgain(t *testing.T) {
+	d := newDir(t)
+	text := minimal + "principals: [{name: anna, role: full, authorized_keys: some.keys}]\n"
+	d.write("some.keys", authorizedLine("anna")+"\n", 0o644)
+	live, err := NewLive(d.write("policy.yaml", text, 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for empty, want := range map[int]bool{1: true, 2: true, 1000: false} {
+		d.write("some.keys", "", 0o644)
+		live.disk = &writerDisk{file: d.path("some.keys"), text: authorizedLine("anna") + "\n", empty: empty}
+		if err := live.Reload(); err != nil || lets(live.Current(), "anna") != want {
+			t.Errorf("empty at the first %d reads: let in is %t, %v", empty, !want, err)
+		}
 	}
 }

@@ -237,3 +237,35 @@ func TestIdentityMayBeReadableByItsOwnerAlone(t *testing.T) {
 		}
 	}
 }
+
+// Guards against mistakes that send the reader to another line than the one that is
+// wrong: what the YAML parser counts from zero or does not count at all.
+func TestWhatIsNoYAMLHasItsLine(t *testing.T) {
+	for text, want := range map[string]string{
+		"state_dir: /x\nlog: {level: info\nlisten: [a]\n":     "2:1: not YAML: did not find expected ',' or '}'",
+		"state_dir: /x\nlisten: [a\nlog: {}\n":                "2:1: not YAML: did not find expected ',' or ']'",
+		"log: {level: info\nlisten: [a]\n":                    "2:1: not YAML: did not find expected ',' or '}'",
+		"state_dir: /x\n- a\n":                                "2:1: not YAML: did not find expected key",
+		"state_dir: /x\nfoo: |\n   a\n  b\n":                  "4:1: not YAML: did not find expected key",
+		"state_dir: /x\nlisten:\n  - a\n  b: c\n":             "3:1: not YAML: did not find expected '-' indicator",
+		"state_dir: /x\nlog: !foo!x bar\n":                    "2:1: not YAML: found undefined tag handle",
+		"state_dir: /x\n...\nlog: 1\n":                        "3:1: not YAML: did not find expected <document start>",
+		"state_dir: /x\nlog:\n  - [\n":                        "3:1: not YAML: did not find expected node content",
+		"state_dir: /x\n  log: 3\n":                           "2:1: not YAML: mapping values are not allowed in this context",
+		"state_dir: /x\nlog:\n\tlevel: info\n":                "3:1: not YAML: found character that cannot start any token",
+		"state_dir: /x\r\nlog:\r\n\tlevel: info\r\n":          "3:1: not YAML: found character that cannot start any token",
+		"\ufeffstate_dir: /x\nlog: \"abc\n":                   "2:1: not YAML: found unexpected end of stream",
+		"state_dir: /x\nlog: {level: \xff}\n":                 "2:14: not YAML: invalid leading UTF-8 octet",
+		"state_dir: /ä\r\nlog: {level: ä\xe4}\n":              "2:15: not YAML: invalid trailing UTF-8 octet",
+		"state_dir: /x\nlog: {level: \x1b[1m}\n":              "2:14: not YAML: control characters are not allowed",
+		"state_dir: /x\nlog: {level: \u009b}\n":               "2:14: not YAML: control characters are not allowed",
+		"state_dir: /x\n# ä\x00\n":                            "2:4: not YAML: control characters are not allowed",
+		"state_dir: /x\nlog: *level\n":                        "2:6: not YAML: unknown anchor 'level' referenced",
+		"state_dir: /x\nlog: {}\n--- \nlog: {level: info\n\n": "4:1: not YAML: did not find expected ',' or '}'",
+	} {
+		_, err := parse("policy.yaml", []byte(text), fakeDisk{})
+		if err == nil || !strings.HasPrefix(err.Error(), "policy.yaml:"+want+"\n") {
+			t.Errorf("%q: got %.120v, want %s", text, err, want)
+		}
+	}
+}

@@ -116,12 +116,16 @@ func hintOf(err error) string {
 	return ""
 }
 
-// quote shows text of the file: in quotes, without control characters, and short.
+// quote shows text of the file: in quotes, without control characters, short, and no
+// secret.
 func quote(text string) string { return `"` + clip(text) + `"` }
 
 // clip is quote without the quotes.
 func clip(text string) string {
 	const limit, more = 80, "…"
+	if secretLooking.MatchString(text) {
+		return secretShown
+	}
 	if len(text) <= limit {
 		return unquoted(text)
 	}

@@ -42,7 +42,7 @@ builders:
     systems: {x86_64-linux: 1, i686-linux: 0.25}
     resources: {mem: 8}
     domains: [ci]
-    wake: {command: ["true", "#", "a: b", "010", "yes"]}
+    wake: {command: ["true", "#", "a: b", "010", "yes", "<<", "null", "2001-01-01"]}
     sleep: {command: ["true"], after: 1h}
 principals:
   - {name: anna, role: full, domain: ci, authorized_keys: anna.keys, jump: [b1, "[2001:db8::/32]:*"], weight: 0.5}

@@ -24,7 +24,7 @@ func (p *printer) plain(n *yaml.Node) *yaml.Node {
 	}
 	if n.Kind == yaml.ScalarNode {
 		c.Style = 0
-		if strings.ContainsFunc(c.Value, unicode.IsControl) {
+		if strings.ContainsFunc(c.Value, unicode.IsControl) || c.Value == "<<" { // which the library leaves bare
 			c.Style = yaml.DoubleQuotedStyle
 		}
 	}

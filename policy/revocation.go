@@ -25,7 +25,7 @@ type keyHash [sha256.Size]byte
 func hashOf(key ssh.PublicKey) keyHash { return sha256.Sum256(key.Marshal()) }
 
 type revokedCertificates struct {
-	serials []serialRange // by their first, without overlaps once sealed
+	serials []serialRange // by their first, with gaps between once sealed
 	ids     map[string]bool
 }
 
@@ -85,7 +85,7 @@ func (r *revokedCertificates) seal() {
 	slices.SortFunc(r.serials, func(a, b serialRange) int { return cmp.Compare(a.first, b.first) })
 	merged := r.serials[:0]
 	for _, s := range r.serials {
-		if n := len(merged); n > 0 && s.first <= merged[n-1].last {
+		if n := len(merged); n > 0 && s.first-1 <= merged[n-1].last { // 0 is no serial
 			merged[n-1].last = max(merged[n-1].last, s.last)
 			continue
 		}

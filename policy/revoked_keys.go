@@ -21,6 +21,7 @@ func (d *decoder) revokedKeys(n *yaml.Node) {
 	}
 	d.pol.RevokedKeys = path
 	text, mode, err := d.disk.read(path, maxKeysBytes)
+	private := notPrivate(path, text)
 	switch {
 	case err != nil:
 		d.mistake(n, "make the file; it may be empty", "revoked_keys: %v", err)
@@ -29,6 +30,8 @@ func (d *decoder) revokedKeys(n *yaml.Node) {
 	case bytes.HasPrefix(text, []byte(krlMagic)):
 		d.mistake(n, "ssh-keygen -Q -l -f "+path+" prints it as text; take the output of that, with a line \"ca: KEY\" for each \"# CA key\"",
 			"%s is a binary revocation list, which is not read here", path)
+	case private != nil:
+		d.mistake(n, hintOf(private), "%v", private)
 	default:
 		d.pol.revoked = d.revocations(path, text)
 	}

@@ -105,10 +105,10 @@ func numberShape(kind string, least, most float64) *shape {
 	return &shape{Type: kind, Minimum: &least, Maximum: &most}
 }
 
-// unitShape is that of numbers with units, of which zero may have none.
-func unitShape(pattern string, zero bool) *shape {
+// unitShape is that of numbers with units. With orZero it may be the number zero.
+func unitShape(pattern string, orZero bool) *shape {
 	text := &shape{Type: "string", Pattern: pattern}
-	if !zero {
+	if !orZero {
 		return text
 	}
 	return &shape{AnyOf: []*shape{text, {Const: new(int)}}}

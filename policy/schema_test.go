@@ -96,7 +96,7 @@ func TestTheSchemaIsThatOfTheDecoder(t *testing.T) {
 		return
 	}
 	if !bytes.Equal(made, Schema()) {
-		t.Error("schema.json is out of date: go test -run Schema -update ./policy")
+		t.Error("schema.json is out of date: go test ./policy -run Schema -update")
 	}
 }
 
@@ -191,7 +191,8 @@ func TestTheSchemaTakesTheExampleAndRefusesSlips(t *testing.T) {
 	all := commentedOut.ReplaceAllString(text, "$1$2")
 	d := newDir(t)
 	for name, text := range map[string]string{"example": text, "with comments": all, "least": minimal, "whole": d.whole(),
-		"printed": d.printed(t, d.whole()), "included": "principals: [{name: anna, role: read, authorized_keys: k}]\n", "include": "include: [a, b.yaml]\n", "one": "include: a\n"} {
+		"printed": d.printed(t, d.whole()), "included": "principals: [{name: anna, role: read, authorized_keys: k}]\n", "include": "include: [a, b.yaml]\n", "one": "include: a\n",
+		"zero": minimal + "drain_timeout: 0\nscheduling: {linger: \"0\", startup_grace: 0s}\n"} {
 		if err := s.Validate(asJSON(t, text)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -63,14 +64,12 @@ func (d *decoder) path(n *yaml.Node) (string, bool) {
 		return "", false
 	}
 	full, err := fullPath(d.dirOf(n), text)
-	if err == nil {
-		err = notForCredentials(text)
-	}
-	if err != nil {
+	if err = cmp.Or(notSecret(text), err, notForCredentials(text)); err != nil {
 		d.mistake(n, hintOf(err), "%v", err)
+		return full, false
 	}
 	d.fullPaths[n] = full
-	return full, err == nil
+	return full, true
 }
 
 func (d *decoder) ssh(n *yaml.Node) {

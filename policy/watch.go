@@ -2,9 +2,11 @@ package policy
 
 import (
 	"context"
+	"errors"
 	"io/fs"
 	"maps"
 	"os"
+	"syscall"
 	"time"
 )
 
@@ -67,22 +69,40 @@ type notingDisk struct {
 
 func (d *notingDisk) read(path string, limit int64) ([]byte, fs.FileMode, error) {
 	d.seen.note(path)
-	return d.disk.read(path, limit)
+	text, mode, err := d.disk.read(path, limit)
+	d.failed(path, err)
+	return text, mode, err
 }
 
 func (d *notingDisk) list(path string, limit int) ([]string, fs.FileMode, error) {
 	d.seen.note(path) // whose time changes with what is in it
-	return d.disk.list(path, limit)
+	names, mode, err := d.disk.list(path, limit)
+	d.failed(path, err)
+	return names, mode, err
 }
 
 func (d *notingDisk) secret(path string, limit int64) ([]byte, secretFile, error) {
 	d.seen.note(path)
-	return d.disk.secret(path, limit)
+	text, of, err := d.disk.secret(path, limit)
+	d.failed(path, err)
+	return text, of, err
 }
 
 func (d *notingDisk) hostKeyTypes(path, address string) ([]string, error) {
 	d.seen.note(path)
-	return d.disk.hostKeyTypes(path, address)
+	types, err := d.disk.hostKeyTypes(path, address)
+	d.failed(path, err)
+	return types, err
+}
+
+// failed has the next look find a change, if it was not for the file that it could not
+// be read.
+func (d *notingDisk) failed(path string, err error) {
+	for _, passing := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EIO, syscall.ESTALE} {
+		if errors.Is(err, passing) {
+			d.seen[path] = stamp{size: -1} // which no file has
+		}
+	}
 }
 
 // Watch calls changed, which is to load the policy, when a file of the last attempt to

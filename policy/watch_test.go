@@ -2,8 +2,10 @@ package policy
 
 import (
 	"context"
+	"io/fs"
 	"os"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -151,4 +153,45 @@ func TestWatchWaitsForFilesToRest(t *testing.T) {
 			}
 		}
 	}
+}
+
+// fullDisk is one of a process that has no more files to open.
+type fullDisk struct {
+	realDisk
+	full atomic.Bool
+}
+
+func (d *fullDisk) read(path string, limit int64) ([]byte, fs.FileMode, error) {
+	if d.full.Load() {
+		return nil, 0, &fs.PathError{Op: "open", Path: path, Err: syscall.EMFILE}
+	}
+	return d.realDisk.read(path, limit)
+}
+
+// Guards against a change that is never loaded since the first try failed for a reason
+// that has nothing to do with the files; and against other mistakes that are tried again
+// and again.
+func TestWatchTriesAgainWhatFailedForAnotherReasonThanTheFiles(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDir(t)
+		l, loads := watched(t, d, withKey("anna")+watching)
+		disk := &fullDisk{}
+		l.loading.Lock()
+		l.disk = disk
+		l.loading.Unlock()
+		disk.full.Store(true)
+		d.write("policy.yaml", withKey("otto")+watching, 0o644)
+		if pass(10); loads.Load() < 2 || !lets(l.Current(), "anna") {
+			t.Errorf("%d loads", loads.Load())
+		}
+		disk.full.Store(false)
+		if pass(3); !lets(l.Current(), "otto") {
+			t.Error("not loaded when there were files again")
+		}
+		before := loads.Load()
+		d.write("policy.yaml", "include: none\n"+withKey("anna")+watching, 0o644)
+		if pass(10); loads.Load() != before+1 {
+			t.Errorf("%d loads of a mistake", loads.Load()-before)
+		}
+	})
 }

@@ -21,17 +21,17 @@ type checkCmd struct {
 // Run prints every mistake of the file, or what the policy means, and with
 // --connect how its builders are; with --print the policy itself.
 func (c checkCmd) Run(out io.Writer) error {
-	if c.Print {
+	switch {
+	case c.JSON && !c.Connect:
+		return errors.New("--json goes with --connect\nhint: without it check is for people")
+	case c.Print:
 		return reportMistakes(policy.Print(c.File, out))
 	}
 	pol, err := policy.Load(c.File)
 	if err != nil {
 		return reportMistakes(err)
 	}
-	switch {
-	case c.JSON && !c.Connect:
-		return errors.New("--json goes with --connect\nhint: without it check is for people")
-	case !c.JSON:
+	if !c.JSON {
 		if err := pol.Describe(out, c.Host); err != nil {
 			return err
 		}

@@ -158,8 +158,11 @@ func TestCheckConnectSaysForProgramsWhatIsWrong(t *testing.T) {
 		!strings.Contains(out.String(), "account nix: 3 problems\n") || !strings.Contains(out.String(), "\n    hint: collect garbage there") {
 		t.Errorf("status %d:\n%s", status, &out)
 	}
-	if status := run([]string{"check", "--json", file}, &out, &errs); status == 0 {
-		t.Error("--json without --connect is no mistake")
+	for _, args := range [][]string{{"check", "--json", file}, {"check", "--print", "--json", file}} {
+		out.Reset()
+		if status := run(args, &out, &errs); status == 0 || out.Len() > 0 {
+			t.Errorf("%v: status %d, %s", args, status, &out)
+		}
 	}
 }
 

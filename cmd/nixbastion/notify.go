@@ -20,7 +20,17 @@ func notify(log *slog.Logger, states ...string) {
 	}
 }
 
-func statusText(format string, args ...any) string { return "STATUS=" + fmt.Sprintf(format, args...) }
+// maxStatus keeps a message below the 4096 bytes of which systemd takes none at all that
+// has more.
+const maxStatus = 1 << 10
+
+func statusText(format string, args ...any) string {
+	text := fmt.Sprintf(format, args...)
+	if len(text) > maxStatus {
+		text = strings.ToValidUTF8(text[:maxStatus], "") + "..."
+	}
+	return "STATUS=" + text
+}
 
 // reloading is what Type=notify-reload waits for after its signal, before READY.
 func reloading() string {

@@ -7,8 +7,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 // Guards against a watchdog that is told that all is well by a timer, while what every
@@ -56,4 +58,14 @@ func TestTheWatchdogHearsNothingOfAProxyThatIsStuck(t *testing.T) {
 	stop()
 	close(well)
 	<-ended
+}
+
+// Guards against a policy with so many mistakes that the service manager, which takes no
+// more than 4096 bytes at once, does not hear that the reload is over.
+func TestAStatusLeavesRoomForWhatIsSaidWithIt(t *testing.T) {
+	for _, text := range []string{strings.Repeat("a mistake ", 1000), strings.Repeat("ä", 4000), "€" + strings.Repeat("ä", 4000)} {
+		if got := statusText("%s", text); len(got) > 2048 || !utf8.ValidString(got) || !strings.HasPrefix(got, "STATUS="+text[:500]) {
+			t.Errorf("%d bytes: %q", len(got), got)
+		}
+	}
 }

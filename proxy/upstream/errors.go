@@ -74,9 +74,20 @@ func (e *Error) Error() string {
 // themselves, and without Until.
 func (e *Error) Reason() string {
 	if e.Hint == "" {
-		return e.Err.Error()
+		return wordsOf(e.Err)
 	}
-	return e.Err.Error() + "; " + e.Hint
+	return wordsOf(e.Err) + "; " + e.Hint
+}
+
+// wordsOf is the text of an error that may have words of a peer, of which there can be
+// any number.
+func wordsOf(err error) string {
+	const most = 2 * keepStderr
+	text := err.Error()
+	if len(text) > most {
+		text = text[:most] + "..."
+	}
+	return clean(text)
 }
 
 func (e *Error) Unwrap() error { return e.Err }

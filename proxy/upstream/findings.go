@@ -41,9 +41,9 @@ func FaultOf(b *policy.Builder, err error) Finding {
 	case errors.Is(err, context.DeadlineExceeded):
 		return Finding{Unreachable.String(), "it answers, but too slowly to be checked in time", "see what it is busy with"}
 	default:
-		return Finding{"failed", err.Error(), ""}
+		return Finding{"failed", wordsOf(err), ""}
 	}
-	f := Finding{fault.Kind.String(), fault.Err.Error(), fault.Hint}
+	f := Finding{fault.Kind.String(), wordsOf(fault.Err), fault.Hint}
 	switch {
 	case fault.Kind == HostKey:
 		f.Fix += "; if that is its key, host_keys or known_hosts must have it"

@@ -1,13 +1,18 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"nixbastion/internal/nix"
 	"nixbastion/policy"
@@ -125,5 +130,42 @@ func TestEveryFaultOfABuilderHasAWayOut(t *testing.T) {
 		if f.Fix == "" || f.What == "" {
 			t.Errorf("%v: %+v", c.err, f)
 		}
+	}
+}
+
+// Guards against words of a host that nobody has recognised yet, in which the terminal
+// of whoever checks sees commands, or which fill it.
+func TestWordsOfAStrangeHostAreFitForATerminal(t *testing.T) {
+	fit := func(t testing.TB, err error) {
+		for _, shown := range []string{FaultOf(&policy.Builder{Name: "b1"}, err).What, err.Error()} {
+			if !strings.Contains(shown, "odd") || strings.ContainsFunc(shown, unicode.IsControl) || len(shown) > 10_000 {
+				t.Errorf("got %d bytes: %.300q", len(shown), shown)
+			}
+		}
+	}
+	odd := "odd\x1b[2J\nline\u009b2J" + strings.Repeat("x", 30_000)
+	// x/crypto/ssh says so of a host key, before it is looked at.
+	fit(t, (&target{name: "b1"}).fault(Unreachable, fmt.Errorf("ssh: unknown key algorithm: %v", odd)))
+
+	packet := func(payload []byte) []byte { // as before any key exchange
+		padding := 4 + 8 - (4+1+len(payload)+4)%8
+		return slices.Concat(binary.BigEndian.AppendUint32(nil, uint32(1+len(payload)+padding)), []byte{byte(padding)}, payload, make([]byte, padding))
+	}
+	text := func(s string) []byte { return append(binary.BigEndian.AppendUint32(nil, uint32(len(s))), s...) }
+	for _, says := range [][]byte{
+		slices.Concat([]byte{1, 0, 0, 0, 2}, text(odd), text("")),                                                               // a disconnect
+		slices.Concat([]byte{20}, make([]byte, 16), text(odd), text("ssh-ed25519"), bytes.Repeat(text(""), 8), make([]byte, 5)), // algorithms
+	} {
+		inWorld(t, func(_ *fakeBuilder, _ *target, opts *Options) {
+			opts.Dial = func(context.Context, string, string) (net.Conn, error) {
+				ours, theirs := net.Pipe()
+				go io.Copy(io.Discard, theirs)
+				go theirs.Write(append([]byte("SSH-2.0-odd\r\n"), packet(says)...))
+				return ours, nil
+			}
+		}, func(w *world) {
+			_, err := w.pool.Check(w.Context(), "b1")
+			fit(w, err)
+		})
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
+	"time"
 )
 
 // NixSettings are what a builder's own Nix is set to, for all that its nix.conf, its
@@ -35,6 +37,10 @@ type NixSettings struct {
 // maxSettingsAnswer is the most that a builder may say about its settings, in bytes;
 // some 500 are usual, and there may be many trusted users.
 const maxSettingsAnswer = 64 << 10
+
+// settingsGrace is how long the output of the script is waited for on this machine when
+// it has ended.
+const settingsGrace = time.Second
 
 // settingsScript has a builder's Nix print its settings. It is as careful as loadScript
 // with the account's shell and PATH. The account's own nix.conf is left out: the daemon
@@ -82,7 +88,7 @@ func (b *builder) checkSettings(ctx context.Context, d *daemon) (NixSettings, er
 	defer cancel()
 	remote, ssh := d.process.(*remoteProcess)
 	if !ssh {
-		return ownSettings(ctx)
+		return ownSettings(ctx, settingsScript)
 	}
 	p, err := b.startBeside(ctx, remote, settingsScriptFor(d.command))
 	if err != nil {
@@ -111,10 +117,18 @@ func (b *builder) checkSettings(ctx context.Context, d *daemon) (NixSettings, er
 	}
 }
 
-// ownSettings are those of this machine, for the builder that is its daemon.
-func ownSettings(ctx context.Context) (NixSettings, error) {
-	out, err := exec.CommandContext(ctx, "/bin/sh", "-c", settingsScript).Output()
-	if err != nil {
+// ownSettings are those of this machine, for the builder that is its daemon. What runs
+// for that is gone when ctx ends.
+func ownSettings(ctx context.Context, script string) (NixSettings, error) {
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", script)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = settingsGrace
+	out, err := cmd.Output()
+	switch {
+	case ctx.Err() != nil:
+		return NixSettings{}, errors.New("does not answer what its settings are")
+	case err != nil:
 		return NixSettings{}, fmt.Errorf("cannot be asked for its settings: %w", err)
 	}
 	return readSettings(strings.NewReader(string(out)))

@@ -8,7 +8,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
@@ -139,4 +141,57 @@ func TestSettingsAreReadWholeOrNotAtAll(t *testing.T) {
 			t.Errorf("%q: %+v", text, s)
 		}
 	}
+}
+
+// Guards against a check that never ends since the Nix of this machine does not answer,
+// and against programs that it leaves behind.
+func TestOwnSettingsAreNotWaitedForForEver(t *testing.T) {
+	dir := t.TempDir()
+	pid := filepath.Join(dir, "pid")
+	if err := os.WriteFile(filepath.Join(dir, "nix"), []byte("#!/bin/sh\necho $$ >"+pid+"\nsleep 3600 &\nwait\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	asked := make(chan error, 1)
+	go func() {
+		_, err := ownSettings(ctx, settingsScriptIn(dir))
+		asked <- err
+	}()
+	nix := waitForPID(t, pid)
+	cancel()
+	select {
+	case err := <-asked:
+		if err == nil || !strings.Contains(err.Error(), "does not answer") {
+			t.Errorf("got %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("it waits")
+	}
+	for deadline := time.Now().Add(time.Minute); syscall.Kill(nix, 0) == nil && !isZombie(nix); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nix is still there")
+		}
+	}
+}
+
+func waitForPID(t *testing.T, file string) int {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if text, err := os.ReadFile(file); err == nil && strings.HasSuffix(string(text), "\n") {
+			pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return pid
+		}
+	}
+	t.Fatal("it was not asked")
+	return 0
+}
+
+// isZombie says that a process has ended, and nobody has taken note.
+func isZombie(pid int) bool {
+	stat, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	return strings.Contains(string(stat), ") Z ")
 }
