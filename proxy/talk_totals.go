@@ -3,6 +3,8 @@ package proxy
 import (
 	"fmt"
 	"time"
+
+	"nixbastion/proxy/upstream"
 )
 
 // totalsSpan is how far back builds that have ended are counted.
@@ -58,6 +60,6 @@ func (t *totals) print(page *page) {
 		{"up", span(time.Duration(t.UpSeconds) * time.Second)},
 		{"builds", fmt.Sprintf("%d running, %d waiting; in the last hour %d built, %d failed", t.Running, t.Waiting, t.BuiltLastHour, t.FailedLastHour)},
 		{"clients", fmt.Sprintf("%d connections of %d principals", t.Connections, t.Principals)},
-		{"store", bytesText(t.StoreBytes) + " of " + bytesText(t.StoreSize)},
+		{"store", fmt.Sprintf("%s of %s", upstream.Bytes(t.StoreBytes), upstream.Bytes(t.StoreSize))},
 	})
 }

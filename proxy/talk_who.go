@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"nixbastion/proxy/upstream"
 )
 
 // whoAnswer is who is connected.
@@ -92,7 +94,7 @@ func (w *whoAnswer) print(page *page) {
 		if c.Certificate != "" {
 			key += " " + c.Certificate
 		}
-		rows = append(rows, []string{c.Principal, c.Address, span(w.now.Sub(c.Since)) + " ago", bytesText(c.Received), bytesText(c.Sent), key, c.doesText(w.now)})
+		rows = append(rows, []string{c.Principal, c.Address, span(w.now.Sub(c.Since)) + " ago", upstream.Bytes(c.Received).String(), upstream.Bytes(c.Sent).String(), key, c.doesText(w.now)})
 	}
 	page.table(rows)
 }

@@ -7,6 +7,7 @@ import (
 
 	"nixbastion/cache"
 	"nixbastion/policy"
+	"nixbastion/proxy/upstream"
 )
 
 // storeAnswer is what the store holds, in JSON.
@@ -57,11 +58,11 @@ func (q *cacheRequest) info(ctx context.Context, c *cache.Cache, _ *policy.Polic
 func (a *storeAnswer) text() string {
 	var t strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&t, format+"\n", args...) }
-	line("The store takes %s of %s, of which %s are for uploads alone.", bytesText(a.Bytes), bytesText(a.Size), bytesText(a.Reserve))
+	line("The store takes %s of %s, of which %s are for uploads alone.", upstream.Bytes(a.Bytes), upstream.Bytes(a.Size), upstream.Bytes(a.Reserve))
 	for _, d := range a.Domains {
-		line("  domain %s: %s, %s, %d pinned", domainWord(d.Name), pathsText(int(d.Paths)), bytesText(d.Bytes), d.Pinned)
+		line("  domain %s: %s, %s, %d pinned", domainWord(d.Name), pathsText(int(d.Paths)), upstream.Bytes(d.Bytes), d.Pinned)
 	}
-	line("In quarantine: %d files, %s beside that.", a.Quarantined, bytesText(a.Quarantine))
+	line("In quarantine: %d files, %s beside that.", a.Quarantined, upstream.Bytes(a.Quarantine))
 	line("Since its start: %d evicted, %d damaged NARs, %s dropped for damage.", a.Evictions, a.Corrupt, pathsText(int(a.Broken)))
 	switch {
 	case a.ScrubBegan == 0:
@@ -99,7 +100,7 @@ func pathText(a pathAnswer) string {
 	line("%s", a.Path)
 	line("  domain      %s", domainWord(a.Domain))
 	line("  provenance  %s", a.Provenance)
-	line("  NAR         %s, %s", a.NarHash, bytesText(int64(a.NarSize)))
+	line("  NAR         %s, %s", a.NarHash, upstream.Bytes(a.NarSize))
 	if a.ContentAddress != "" {
 		line("  content     %s", a.ContentAddress)
 	}

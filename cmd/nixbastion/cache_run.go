@@ -14,6 +14,7 @@ import (
 	"nixbastion/internal/nix"
 	"nixbastion/policy"
 	"nixbastion/proxy"
+	"nixbastion/proxy/upstream"
 )
 
 // cacheRequest is one command on the store. It is what travels over the socket.
@@ -149,7 +150,7 @@ func (q *cacheRequest) ls(ctx context.Context, c *cache.Cache, _ *policy.Policy,
 		if e.Pinned {
 			marks += "  pinned"
 		}
-		_, err := fmt.Fprintf(d.out, "%s  %10s  %-17s  %s%s\n", dateText(e.LastUse/int64(time.Second)), bytesText(int64(e.Info.NarSize)), e.Provenance, e.Info.Path, marks)
+		_, err := fmt.Fprintf(d.out, "%s  %10s  %-17s  %s%s\n", dateText(e.LastUse/int64(time.Second)), upstream.Bytes(e.Info.NarSize), e.Provenance, e.Info.Path, marks)
 		return err
 	})
 	return errors.Join(err, list.end(err == nil))
@@ -217,10 +218,10 @@ func lostAnswers(lost []cache.Lost) ([]lostAnswer, string) {
 
 func (q *cacheRequest) verify(ctx context.Context, c *cache.Cache, _ *policy.Policy, d *desk) error {
 	v, err := c.Verify(ctx, q.Domain, q.paths, func(v cache.Verification) {
-		d.progress(fmt.Sprintf("verified %d of %d NARs, %s", v.NARs, v.Of, bytesText(v.Bytes)))
+		d.progress(fmt.Sprintf("verified %d of %d NARs, %s", v.NARs, v.Of, upstream.Bytes(v.Bytes)))
 	})
 	lost, lostText := lostAnswers(v.Lost)
-	text := fmt.Sprintf("verified %d NARs, %s: ", v.NARs, bytesText(v.Bytes))
+	text := fmt.Sprintf("verified %d NARs, %s: ", v.NARs, upstream.Bytes(v.Bytes))
 	switch {
 	case err != nil:
 		text = lostText
@@ -246,12 +247,12 @@ func (q *cacheRequest) gc(ctx context.Context, c *cache.Cache, _ *policy.Policy,
 		target = *q.Size
 	}
 	paths, bytes, err := c.Collect(ctx, target, func(paths, bytes int64) {
-		d.progress(fmt.Sprintf("evicted %s, %s stay", pathsText(int(paths)), bytesText(bytes)))
+		d.progress(fmt.Sprintf("evicted %s, %s stay", pathsText(int(paths)), upstream.Bytes(bytes)))
 	})
 	sayErr := q.answer(d, struct {
 		Evicted int64 `json:"evicted"`
 		Bytes   int64 `json:"bytes"`
-	}{paths, bytes}, fmt.Sprintf("evicted %s; the store takes %s\n", pathsText(int(paths)), bytesText(bytes)))
+	}{paths, bytes}, fmt.Sprintf("evicted %s; the store takes %s\n", pathsText(int(paths)), upstream.Bytes(bytes)))
 	if err == nil && target >= 0 && bytes > target {
 		err = errors.New("the rest is pinned or in use")
 	}
@@ -337,11 +338,11 @@ func refusalAnswers(all []cache.Refusal) ([]refusalAnswer, string) {
 
 func (q *cacheRequest) exports(ctx context.Context, c *cache.Cache, _ *policy.Policy, d *desk) error {
 	sum, err := c.Export(ctx, q.Domain, q.paths, d.sink, func(x cache.Exported) {
-		d.progress(fmt.Sprintf("exported %s, %s", pathsText(int(x.Paths)), bytesText(x.Bytes)))
+		d.progress(fmt.Sprintf("exported %s, %s", pathsText(int(x.Paths)), upstream.Bytes(x.Bytes)))
 	})
 	left, leftText := refusalAnswers(sum.Refused)
 	sayErr := q.answer(d, transferAnswer{Paths: sum.Paths, Bytes: sum.Bytes, LeftOut: left},
-		leftText+fmt.Sprintf("exported %s, %s\n", pathsText(int(sum.Paths)), bytesText(sum.Bytes)))
+		leftText+fmt.Sprintf("exported %s, %s\n", pathsText(int(sum.Paths)), upstream.Bytes(sum.Bytes)))
 	if err == nil && len(left) > 0 {
 		err = fmt.Errorf("%s left out", pathsText(len(left)))
 	}
@@ -353,10 +354,10 @@ func (q *cacheRequest) imports(ctx context.Context, c *cache.Cache, pol *policy.
 		return fmt.Errorf("the policy has no domain %s", q.Domain)
 	}
 	sum, err := c.Import(ctx, d.source, q.judge(pol), func(i cache.Imported) {
-		d.progress(fmt.Sprintf("imported %s, %s", pathsText(int(i.Added+i.Already+i.Differing)), bytesText(i.Bytes)))
+		d.progress(fmt.Sprintf("imported %s, %s", pathsText(int(i.Added+i.Already+i.Differing)), upstream.Bytes(i.Bytes)))
 	})
 	left, leftText := refusalAnswers(sum.Refused)
-	text := fmt.Sprintf("imported %s, %s; %d were there already", pathsText(int(sum.Added)), bytesText(sum.Bytes), sum.Already)
+	text := fmt.Sprintf("imported %s, %s; %d were there already", pathsText(int(sum.Added)), upstream.Bytes(sum.Bytes), sum.Already)
 	if sum.Differing > 0 {
 		text += fmt.Sprintf("; %d are there with other bytes, which stay", sum.Differing)
 	}
@@ -395,19 +396,6 @@ func domainWord(name string) string {
 		return "(public)"
 	}
 	return name
-}
-
-// bytesText is a size for people.
-func bytesText(n int64) string {
-	const unit = 1024
-	if n < unit {
-		return fmt.Sprintf("%d B", n)
-	}
-	value, prefix := float64(n)/unit, 0
-	for value >= unit && prefix < 4 {
-		value, prefix = value/unit, prefix+1
-	}
-	return fmt.Sprintf("%.1f %ciB", value, "KMGTP"[prefix])
 }
 
 // dateText is a time in seconds since 1970 for people.

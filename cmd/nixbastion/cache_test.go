@@ -272,15 +272,6 @@ func FuzzCacheRequest(f *testing.F) {
 	})
 }
 
-// Guards against sizes that people misread.
-func TestSizesForPeople(t *testing.T) {
-	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536 << 10: "1.5 MiB", 200 << 30: "200.0 GiB", 1 << 60: "1024.0 PiB"} {
-		if got := bytesText(n); got != want {
-			t.Errorf("%d: %q, want %q", n, got, want)
-		}
-	}
-}
-
 // Guards against an import that keeps what nobody proved: signatures of strangers,
 // and paths that only they signed.
 func TestImportBelievesTrustedKeysAlone(t *testing.T) {
