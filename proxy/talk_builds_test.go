@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -92,6 +93,20 @@ func TestAdminsAnswersReadAsWritten(t *testing.T) {
 			if want, err := os.ReadFile(golden); err != nil || got != string(want) {
 				t.Errorf("%s: %v, got:\n%s\nwant:\n%s", golden, err, got, want)
 			}
+		}
+	}
+}
+
+// Guards against "1 connections".
+func TestOneOfSomethingIsNotMany(t *testing.T) {
+	answers := []answer{
+		&statusAnswer{Domains: []string{"default"}, Totals: &totals{Connections: 1, Principals: 1}},
+		&keyAnswer{Builders: 1, Slots: 1},
+		newWho([]connSight{{who: townSights()[0].who, jumps: 1}}, townTime()),
+	}
+	for _, a := range answers {
+		if text := inWords(a, Look{}); regexp.MustCompile(`\b1 \w+s\b`).MatchString(text) {
+			t.Errorf("%T reads:\n%s", a, text)
 		}
 	}
 }

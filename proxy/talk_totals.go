@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"nixbastion/policy"
 	"nixbastion/proxy/upstream"
 )
 
@@ -59,7 +60,7 @@ func (t *totals) print(page *page) {
 	page.table([][]string{
 		{"up", span(time.Duration(t.UpSeconds) * time.Second)},
 		{"builds", fmt.Sprintf("%d running, %d waiting; in the last hour %d built, %d failed", t.Running, t.Waiting, t.BuiltLastHour, t.FailedLastHour)},
-		{"clients", fmt.Sprintf("%d connections of %d principals", t.Connections, t.Principals)},
+		{"clients", policy.CountOf(t.Connections, "connection") + " of " + policy.CountOf(t.Principals, "principal")},
 		{"store", fmt.Sprintf("%s of %s", upstream.Bytes(t.StoreBytes), upstream.Bytes(t.StoreSize))},
 	})
 }

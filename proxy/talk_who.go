@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"nixbastion/policy"
 	"nixbastion/proxy/upstream"
 )
 
@@ -110,12 +111,8 @@ func (c *connectionStatus) doesText(now time.Time) string {
 	if more := len(c.Sessions) - len(does); more > 0 {
 		does = append(does, fmt.Sprintf("%d more", more))
 	}
-	switch c.Jumps {
-	case 0:
-	case 1:
-		does = append(does, "1 jump")
-	default:
-		does = append(does, fmt.Sprintf("%d jumps", c.Jumps))
+	if c.Jumps > 0 {
+		does = append(does, policy.CountOf(c.Jumps, "jump"))
 	}
 	return cmp.Or(strings.Join(does, ", "), "no session")
 }

@@ -138,7 +138,7 @@ func (c cacheImportCmd) Run(out io.Writer) error {
 		fmt.Fprintf(os.Stderr, "left out %s: %s\n", r.Path, r.Reason)
 	}
 	if n := len(source.Refused); err == nil && n > 0 {
-		err = fmt.Errorf("%d files could not be taken", n)
+		err = fmt.Errorf("%s could not be taken", policy.CountOf(n, "file"))
 	}
 	return errors.Join(err, source.Close())
 }

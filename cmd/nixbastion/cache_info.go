@@ -60,10 +60,10 @@ func (a *storeAnswer) text() string {
 	line := func(format string, args ...any) { fmt.Fprintf(&t, format+"\n", args...) }
 	line("The store takes %s of %s, of which %s are for uploads alone.", upstream.Bytes(a.Bytes), upstream.Bytes(a.Size), upstream.Bytes(a.Reserve))
 	for _, d := range a.Domains {
-		line("  domain %s: %s, %s, %d pinned", domainWord(d.Name), pathsText(int(d.Paths)), upstream.Bytes(d.Bytes), d.Pinned)
+		line("  domain %s: %s, %s, %d pinned", domainWord(d.Name), policy.CountOf(d.Paths, "path"), upstream.Bytes(d.Bytes), d.Pinned)
 	}
-	line("In quarantine: %d files, %s beside that.", a.Quarantined, upstream.Bytes(a.Quarantine))
-	line("Since its start: %d evicted, %d damaged NARs, %s dropped for damage.", a.Evictions, a.Corrupt, pathsText(int(a.Broken)))
+	line("In quarantine: %s, %s beside that.", policy.CountOf(a.Quarantined, "file"), upstream.Bytes(a.Quarantine))
+	line("Since its start: %d evicted, %s, %s dropped for damage.", a.Evictions, policy.CountOf(a.Corrupt, "damaged NAR"), policy.CountOf(a.Broken, "path"))
 	switch {
 	case a.ScrubBegan == 0:
 		line("It was not read again yet.")

@@ -15,6 +15,7 @@ import (
 
 	"nixbastion/cache"
 	"nixbastion/internal/nix"
+	"nixbastion/policy"
 	"nixbastion/proxy/upstream"
 )
 
@@ -88,7 +89,7 @@ func pack(d *desk, to io.Writer) error {
 	progress, paths, size := seldom(d.progress), 0, int64(0)
 	err := cache.Pack(d.source, out, func(info *nix.NarInfo) {
 		paths, size = paths+1, size+int64(info.NarSize)
-		progress(fmt.Sprintf("sent %s, %s", pathsText(paths), upstream.Bytes(size)))
+		progress(fmt.Sprintf("sent %s, %s", policy.CountOf(paths, "path"), upstream.Bytes(size)))
 	})
 	if err != nil {
 		return err

@@ -218,10 +218,10 @@ func lostAnswers(lost []cache.Lost) ([]lostAnswer, string) {
 
 func (q *cacheRequest) verify(ctx context.Context, c *cache.Cache, _ *policy.Policy, d *desk) error {
 	v, err := c.Verify(ctx, q.Domain, q.paths, func(v cache.Verification) {
-		d.progress(fmt.Sprintf("verified %d of %d NARs, %s", v.NARs, v.Of, upstream.Bytes(v.Bytes)))
+		d.progress(fmt.Sprintf("verified %d of %s, %s", v.NARs, policy.CountOf(v.Of, "NAR"), upstream.Bytes(v.Bytes)))
 	})
 	lost, lostText := lostAnswers(v.Lost)
-	text := fmt.Sprintf("verified %d NARs, %s: ", v.NARs, upstream.Bytes(v.Bytes))
+	text := fmt.Sprintf("verified %s, %s: ", policy.CountOf(v.NARs, "NAR"), upstream.Bytes(v.Bytes))
 	switch {
 	case err != nil:
 		text = lostText
@@ -236,7 +236,7 @@ func (q *cacheRequest) verify(ctx context.Context, c *cache.Cache, _ *policy.Pol
 		Lost  []lostAnswer `json:"lost"`
 	}{v.NARs, v.Bytes, lost}, text)
 	if err == nil && len(lost) > 0 {
-		err = fmt.Errorf("%s dropped", pathsText(len(lost)))
+		err = fmt.Errorf("%s dropped", policy.CountOf(len(lost), "path"))
 	}
 	return errors.Join(err, sayErr)
 }
@@ -247,12 +247,12 @@ func (q *cacheRequest) gc(ctx context.Context, c *cache.Cache, _ *policy.Policy,
 		target = *q.Size
 	}
 	paths, bytes, err := c.Collect(ctx, target, func(paths, bytes int64) {
-		d.progress(fmt.Sprintf("evicted %s, %s stay", pathsText(int(paths)), upstream.Bytes(bytes)))
+		d.progress(fmt.Sprintf("evicted %s, %s stay", policy.CountOf(paths, "path"), upstream.Bytes(bytes)))
 	})
 	sayErr := q.answer(d, struct {
 		Evicted int64 `json:"evicted"`
 		Bytes   int64 `json:"bytes"`
-	}{paths, bytes}, fmt.Sprintf("evicted %s; the store takes %s\n", pathsText(int(paths)), upstream.Bytes(bytes)))
+	}{paths, bytes}, fmt.Sprintf("evicted %s; the store takes %s\n", policy.CountOf(paths, "path"), upstream.Bytes(bytes)))
 	if err == nil && target >= 0 && bytes > target {
 		err = errors.New("the rest is pinned or in use")
 	}
@@ -281,7 +281,7 @@ func (q *cacheRequest) pinned(c *cache.Cache, d *desk) error {
 	}
 	return q.answer(d, struct {
 		Pinned []string `json:"pinned"`
-	}{all}, fmt.Sprintf("%s pinned in domain %s\n", pathsText(len(all)), q.Domain))
+	}{all}, fmt.Sprintf("%s pinned in domain %s\n", policy.CountOf(len(all), "path"), q.Domain))
 }
 
 func (q *cacheRequest) rm(ctx context.Context, c *cache.Cache, _ *policy.Policy, d *desk) error {
@@ -305,12 +305,12 @@ func (q *cacheRequest) sign(ctx context.Context, c *cache.Cache, pol *policy.Pol
 	var done cache.SignProgress
 	err := c.Resign(ctx, q.Domain, func(now cache.SignProgress) {
 		done = now
-		d.progress(fmt.Sprintf("looked at %s, signed %d of them", pathsText(int(now.Seen)), now.Signed))
+		d.progress(fmt.Sprintf("looked at %s, signed %d of them", policy.CountOf(now.Seen, "path"), now.Signed))
 	})
 	return errors.Join(err, q.answer(d, struct {
 		Seen   int64 `json:"seen"`
 		Signed int64 `json:"signed"`
-	}{done.Seen, done.Signed}, fmt.Sprintf("looked at %s, signed %d of them\n", pathsText(int(done.Seen)), done.Signed)))
+	}{done.Seen, done.Signed}, fmt.Sprintf("looked at %s, signed %d of them\n", policy.CountOf(done.Seen, "path"), done.Signed)))
 }
 
 // transferAnswer is how an import or an export ended, in JSON.
@@ -338,13 +338,13 @@ func refusalAnswers(all []cache.Refusal) ([]refusalAnswer, string) {
 
 func (q *cacheRequest) exports(ctx context.Context, c *cache.Cache, _ *policy.Policy, d *desk) error {
 	sum, err := c.Export(ctx, q.Domain, q.paths, d.sink, func(x cache.Exported) {
-		d.progress(fmt.Sprintf("exported %s, %s", pathsText(int(x.Paths)), upstream.Bytes(x.Bytes)))
+		d.progress(fmt.Sprintf("exported %s, %s", policy.CountOf(x.Paths, "path"), upstream.Bytes(x.Bytes)))
 	})
 	left, leftText := refusalAnswers(sum.Refused)
 	sayErr := q.answer(d, transferAnswer{Paths: sum.Paths, Bytes: sum.Bytes, LeftOut: left},
-		leftText+fmt.Sprintf("exported %s, %s\n", pathsText(int(sum.Paths)), upstream.Bytes(sum.Bytes)))
+		leftText+fmt.Sprintf("exported %s, %s\n", policy.CountOf(sum.Paths, "path"), upstream.Bytes(sum.Bytes)))
 	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("%s left out", pathsText(len(left)))
+		err = fmt.Errorf("%s left out", policy.CountOf(len(left), "path"))
 	}
 	return errors.Join(err, sayErr)
 }
@@ -354,16 +354,16 @@ func (q *cacheRequest) imports(ctx context.Context, c *cache.Cache, pol *policy.
 		return fmt.Errorf("the policy has no domain %s", q.Domain)
 	}
 	sum, err := c.Import(ctx, d.source, q.judge(pol), func(i cache.Imported) {
-		d.progress(fmt.Sprintf("imported %s, %s", pathsText(int(i.Added+i.Already+i.Differing)), upstream.Bytes(i.Bytes)))
+		d.progress(fmt.Sprintf("imported %s, %s", policy.CountOf(i.Added+i.Already+i.Differing, "path"), upstream.Bytes(i.Bytes)))
 	})
 	left, leftText := refusalAnswers(sum.Refused)
-	text := fmt.Sprintf("imported %s, %s; %d were there already", pathsText(int(sum.Added)), upstream.Bytes(sum.Bytes), sum.Already)
+	text := fmt.Sprintf("imported %s, %s; %d already there", policy.CountOf(sum.Added, "path"), upstream.Bytes(sum.Bytes), sum.Already)
 	if sum.Differing > 0 {
-		text += fmt.Sprintf("; %d are there with other bytes, which stay", sum.Differing)
+		text += fmt.Sprintf("; %d there with other bytes, which stay", sum.Differing)
 	}
 	sayErr := q.answer(d, transferAnswer{Paths: sum.Added, Already: sum.Already, Differing: sum.Differing, Bytes: sum.Bytes, LeftOut: left}, leftText+text+"\n")
 	if err == nil && sum.Left > 0 {
-		err = fmt.Errorf("%s left out", pathsText(int(sum.Left)))
+		err = fmt.Errorf("%s left out", policy.CountOf(sum.Left, "path"))
 	}
 	return errors.Join(err, sayErr)
 }
@@ -382,13 +382,6 @@ func (q *cacheRequest) judge(pol *policy.Policy) func(*nix.PathInfo) (*nix.PathI
 		}
 		return info, grant, nil
 	}
-}
-
-func pathsText(n int) string {
-	if n == 1 {
-		return "1 path"
-	}
-	return fmt.Sprintf("%d paths", n)
 }
 
 func domainWord(name string) string {

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -270,6 +271,14 @@ func FuzzCacheRequest(f *testing.F) {
 			t.Errorf("%q is taken: %+v", b, q)
 		}
 	})
+}
+
+// Guards against "1 files".
+func TestOneOfSomethingIsNotMany(t *testing.T) {
+	a := storeAnswer{Domains: []domainAnswer{{Name: "default", Paths: 1}}, Quarantined: 1, Corrupt: 1, Broken: 1}
+	if text := a.text(); regexp.MustCompile(`\b1 (\w+ )?\w+s\b`).MatchString(text) {
+		t.Errorf("it reads:\n%s", text)
+	}
 }
 
 // Guards against an import that keeps what nobody proved: signatures of strangers,
