@@ -12,8 +12,10 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // maxRecordSize is far above the size of a record's file, in bytes.
@@ -59,6 +61,9 @@ func (f *recordFiles) write(r *buildRecord, log *buildLog) error {
 	err := f.create(r.ID, ".log", func(w io.Writer) error {
 		text := &logText{w: w}
 		log.read(&logReader{ctx: context.Background(), log: log}, text.message) // it has ended: nothing is waited for
+		if log.broken() {
+			text.line(cutShort)
+		}
 		return errors.Join(text.line(r.endLine()), text.err)
 	})
 	if err != nil {
@@ -167,9 +172,15 @@ func (f *recordFiles) copyLog(id string, do func(piece []byte, more bool) error)
 	}
 	defer file.Close()
 	lines := bufio.NewReaderSize(file, 32<<10)
+	var rest []byte // of the piece before: a character that goes on in this one
 	for {
 		piece, more, err := lines.ReadLine()
 		if err == nil {
+			piece = append(rest, piece...)
+			rest = nil
+			if n := wholeRunes(piece); more {
+				piece, rest = piece[:n], slices.Clone(piece[n:])
+			}
 			err = do(piece, more)
 		}
 		switch err {
@@ -180,4 +191,17 @@ func (f *recordFiles) copyLog(id string, do func(piece []byte, more bool) error)
 			return err
 		}
 	}
+}
+
+// wholeRunes is the length of a text without the character that it breaks off in.
+func wholeRunes(text []byte) int {
+	for n := len(text) - 1; n >= max(0, len(text)-utf8.UTFMax+1); n-- {
+		if utf8.RuneStart(text[n]) {
+			if !utf8.FullRune(text[n:]) {
+				return n
+			}
+			break
+		}
+	}
+	return len(text)
 }
