@@ -38,24 +38,28 @@ type ledger struct {
 	keeping, writing chan struct{}
 
 	mu sync.Mutex // guards what follows; before that of an entry
+	// before is closed when the process whose place this one took has ended; nil if there
+	// is none.
+	before <-chan struct{}
 	// open are the builds that have not ended, or whose log is not written yet.
 	open map[string]*ledgerEntry
 	// ended are those before, the oldest first.
 	ended []*buildRecord
 }
 
-// openLedger reads what was kept.
-func openLedger(dir string, live *policy.Live, builds *inflight, log *slog.Logger) (*ledger, error) {
+// openLedger reads what was kept. What a crash left is cleared away, unless a process
+// before this one may be writing it.
+func openLedger(dir string, live *policy.Live, builds *inflight, before <-chan struct{}, log *slog.Logger) (*ledger, error) {
 	l := &ledger{
 		files: recordFiles{dir: dir, log: log}, policy: live, inflight: builds, log: log,
-		keeping: make(chan struct{}, maxKeeping), writing: make(chan struct{}, 1), open: map[string]*ledgerEntry{},
+		keeping: make(chan struct{}, maxKeeping), writing: make(chan struct{}, 1), open: map[string]*ledgerEntry{}, before: before,
 	}
-	if err := l.files.open(); err != nil {
+	if err := l.files.open(before == nil); err != nil {
 		return nil, err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.lookLocked()
+	l.readLocked()
 	l.pruneLocked()
 	return l, nil
 }
@@ -133,9 +137,21 @@ func (l *ledger) pruneLocked() {
 	}
 }
 
-// lookLocked takes in what another process wrote: the one before this, whose last
-// builds ended after this one had begun.
+// lookLocked takes in what the process before this one wrote, whose last builds end
+// after this one has begun. Without it nothing is read: a history may be long.
 func (l *ledger) lookLocked() {
+	if l.before == nil {
+		return
+	}
+	select {
+	case <-l.before:
+		l.before, l.files.seen = nil, time.Time{} // for the last time, and whatever was seen
+	default:
+	}
+	l.readLocked()
+}
+
+func (l *ledger) readLocked() {
 	known := map[string]bool{}
 	for _, r := range l.ended {
 		known[r.ID] = true
@@ -150,12 +166,18 @@ func (l *ledger) lookLocked() {
 
 // all returns what is known of every build that an asker may see: those under way by
 // arrival, then those that have ended, the latest first.
-func (l *ledger) all(a *asker) (underWay, ended []buildRecord) {
+func (l *ledger) all(a *asker) (underWay, ended []buildRecord) { return l.since(a, time.Time{}) }
+
+// since is all without what ended before a time.
+func (l *ledger) since(a *asker, from time.Time) (underWay, ended []buildRecord) {
 	l.mu.Lock()
 	l.lookLocked()
 	l.pruneLocked()
 	entries := slices.Collect(maps.Values(l.open))
 	for _, r := range slices.Backward(l.ended) {
+		if r.Ended.Before(from) {
+			break
+		}
 		if a.sees(r.Domain) {
 			ended = append(ended, *r)
 		}

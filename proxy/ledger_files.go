@@ -33,10 +33,14 @@ type recordFiles struct {
 
 var errNotKept = errors.New("it is not kept any more")
 
-// open makes the directory and clears away what was not finished.
-func (f *recordFiles) open() error {
+// open makes the directory, and clears away what was not finished if nobody else writes
+// there.
+func (f *recordFiles) open(alone bool) error {
 	if err := os.MkdirAll(f.dir, 0o700); err != nil {
 		return fmt.Errorf("make directory of builds: %w", err)
+	}
+	if !alone {
+		return nil
 	}
 	left, err := filepath.Glob(filepath.Join(f.dir, "*.tmp"))
 	if err != nil {

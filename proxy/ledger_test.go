@@ -97,7 +97,7 @@ func TestEveryBuildIsSeen(t *testing.T) {
 	if l.ended("next"); done.ID != r.ID || done.Result != "built" || done.Status != nix.StatusBuilt.String() || done.Builder != "b1" || done.Clients != 0 || len(done.Attempts) != 0 || len(done.Principals) != 2 {
 		t.Errorf("it ended as %+v", done)
 	}
-	again, err := openLedger(l.proxy.builds.ledger.files.dir, l.proxy.policy, newInflight(), l.proxy.log)
+	again, err := openLedger(l.proxy.builds.ledger.files.dir, l.proxy.policy, newInflight(), nil, l.proxy.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -366,6 +366,8 @@ func TestKeptBuildsAreReadWithCare(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	before := make(chan struct{})
+	l.proxy.builds.ledger.before = before
 	for name, text := range map[string]string{
 		"aaaaaa.json": "{", "bbbbbb.json": string(whole), "cccccc.json": `{"id": "cccccc"}`, "../x.json": "{}",
 		"dddddd.log": "left", "eeeeee.json.tmp": "left", "ffffff.json": strings.ReplaceAll(string(whole), r.ID, "ffffff"),
@@ -377,7 +379,7 @@ func TestKeptBuildsAreReadWithCare(t *testing.T) {
 	if b := l.buildsOf(); b.EndedCount != 2 { // the one of another process came meanwhile
 		t.Errorf("there is %+v", b)
 	}
-	again, err := openLedger(files.dir, l.proxy.policy, newInflight(), slog.New(slog.DiscardHandler))
+	again, err := openLedger(files.dir, l.proxy.policy, newInflight(), nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -388,6 +390,55 @@ func TestKeptBuildsAreReadWithCare(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(files.dir, name)); err == nil {
 			t.Errorf("%s is still there", name)
 		}
+	}
+}
+
+// Guards against an upgrade that takes away what the old process is about to write, and
+// against builds that end there and are never seen, or looked for for ever.
+func TestTheProcessBeforeKeepsItsBuilds(t *testing.T) {
+	l := newLab(t)
+	dir := t.TempDir()
+	write := func(names ...string) {
+		for _, name := range names {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte("text"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write("aaaaaa.log.tmp", "bbbbbb.log")
+	before := make(chan struct{})
+	next, err := openLedger(dir, l.proxy.policy, newInflight(), before, l.proxy.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"aaaaaa.log.tmp", "bbbbbb.log"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Errorf("of the old process: %v", err)
+		}
+	}
+	end := func(id string) {
+		now := time.Now()
+		r := &buildRecord{ID: id, Name: "old", Asked: now, Ended: &now, Result: "built"}
+		if err := next.files.create(id, ".json", func(w io.Writer) error { return json.NewEncoder(w).Encode(r) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	known := func() int {
+		_, ended := next.all(&asker{})
+		return len(ended)
+	}
+	end("bbbbbb")
+	if n := known(); n != 1 {
+		t.Errorf("%d builds are known while the old process runs", n)
+	}
+	end("cccccc")
+	close(before)
+	if n := known(); n != 2 {
+		t.Errorf("%d builds are known when it has ended", n)
+	}
+	end("dddddd")
+	if n := known(); n != 2 {
+		t.Errorf("files of nobody are looked for: %d builds", n)
 	}
 }
 

@@ -93,7 +93,7 @@ func New(ctx context.Context, opts Options) (*Proxy, error) {
 	if p.audit == nil {
 		p.audit = noAudit{}
 	}
-	if err := p.open(ctx, opts.BeforeStore); err != nil {
+	if err := p.open(ctx, opts); err != nil {
 		return nil, err
 	}
 	p.awaitPredecessor(opts.Predecessor)
@@ -103,7 +103,7 @@ func New(ctx context.Context, opts Options) (*Proxy, error) {
 	return p, nil
 }
 
-func (p *Proxy) open(ctx context.Context, beforeStore func() error) (err error) {
+func (p *Proxy) open(ctx context.Context, opts Options) (err error) {
 	pol := p.policy.Current()
 	if err := os.MkdirAll(pol.StateDir, 0o700); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
@@ -120,8 +120,8 @@ func (p *Proxy) open(ctx context.Context, beforeStore func() error) (err error) 
 		return err
 	}
 	p.hostKey = hostKey.PublicKey()
-	if beforeStore != nil {
-		if err := beforeStore(); err != nil {
+	if opts.BeforeStore != nil {
+		if err := opts.BeforeStore(); err != nil {
 			return err
 		}
 	}
@@ -169,7 +169,7 @@ func (p *Proxy) open(ctx context.Context, beforeStore func() error) (err error) 
 	fetchCtx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.stopFetches = stop
 	inflight := newInflight()
-	ledger, err := openLedger(filepath.Join(pol.StateDir, "builds"), p.policy, inflight, p.log)
+	ledger, err := openLedger(filepath.Join(pol.StateDir, "builds"), p.policy, inflight, opts.Predecessor, p.log)
 	if err != nil {
 		return err
 	}

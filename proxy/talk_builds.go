@@ -86,8 +86,12 @@ func (p *Proxy) listBuilds(a *asker, q *question) (answer, error) {
 	if err := a.mayAsk("what others have built"); err != nil {
 		return nil, err
 	}
-	underWay, ended := p.builds.ledger.all(a)
-	return newBuilds(underWay, ended, &q.filter, time.Now()), nil
+	now, from := time.Now(), time.Time{}
+	if q.filter.since > 0 {
+		from = now.Add(-q.filter.since)
+	}
+	underWay, ended := p.builds.ledger.since(a, from)
+	return newBuilds(underWay, ended, &q.filter, now), nil
 }
 
 func newBuilds(underWay, ended []buildRecord, f *buildFilter, now time.Time) *buildsAnswer {

@@ -30,7 +30,7 @@ type totals struct {
 
 func (p *Proxy) totals(a *asker, now time.Time) *totals {
 	t := &totals{UpSeconds: int64(now.Sub(p.started) / time.Second), StoreBytes: p.cache.Stats().Bytes, StoreSize: p.policy.Current().Cache.Size}
-	underWay, ended := p.builds.ledger.all(a)
+	underWay, ended := p.builds.ledger.since(a, now.Add(-totalsSpan))
 	for i := range underWay {
 		if underWay[i].State == "running" {
 			t.Running++
@@ -40,7 +40,6 @@ func (p *Proxy) totals(a *asker, now time.Time) *totals {
 	}
 	for i := range ended {
 		switch r := &ended[i]; {
-		case now.Sub(*r.Ended) > totalsSpan:
 		case r.Result == "built":
 			t.BuiltLastHour++
 		case r.failed():
