@@ -56,6 +56,17 @@ type drainWork struct {
 	State    string `json:"state"`
 	Busy     int    `json:"busy"`
 	Fetching int    `json:"fetching"`
+	// old says that the process before an upgrade may still have builds there.
+	old bool
+}
+
+func (w *drainWork) none() bool { return w.Busy == 0 && w.Fetching == 0 && !w.old }
+
+func (w *drainWork) text() string {
+	if w.Busy == 0 && w.Fetching == 0 {
+		return "waiting for an old process, which may still have builds on '" + w.Name + "'"
+	}
+	return fmt.Sprintf("waiting for '%s': %d running, outputs of %d being fetched", w.Name, w.Busy, w.Fetching)
 }
 
 // awaitDrain returns when nothing runs on a drained builder any more, and prints
@@ -69,12 +80,12 @@ func awaitDrain(ctx context.Context, out io.Writer, socket, builder string) erro
 			return err
 		case work.State != "drained" && work.State != "removed":
 			return fmt.Errorf("builder '%s' is not drained any more: it is %s", builder, work.State)
-		case work.Busy == 0 && work.Fetching == 0:
+		case work.none():
 			_, err := fmt.Fprintf(out, "nothing runs on '%s' any more\n", builder)
 			return err
 		case work != told:
 			told = work
-			if _, err := fmt.Fprintf(out, "waiting for '%s': %d running, outputs of %d being fetched\n", builder, work.Busy, work.Fetching); err != nil {
+			if _, err := fmt.Fprintln(out, work.text()); err != nil {
 				return err
 			}
 		}
@@ -95,16 +106,21 @@ func workOf(socket, builder string) (drainWork, error) {
 	}
 	var status struct {
 		Builders []drainWork `json:"builders"`
+		Totals   struct {
+			OldProcess bool `json:"old_process"`
+		} `json:"totals"`
 	}
 	if err := json.Unmarshal(text.Bytes(), &status); err != nil {
 		return drainWork{}, fmt.Errorf("read the proxy's answer: %w", err)
 	}
+	work := drainWork{Name: builder, State: "removed"}
 	for _, b := range status.Builders {
 		if b.Name == builder {
-			return b, nil
+			work = b
 		}
 	}
-	return drainWork{Name: builder, State: "removed"}, nil
+	work.old = status.Totals.OldProcess
+	return work, nil
 }
 
 type undrainCmd struct {
