@@ -319,6 +319,11 @@ func TestFollowedLogEndsWithItsReader(t *testing.T) {
 	if err := l.proxy.AskAdmin(ctx, io.Discard, []string{"log", r.ID, "--follow"}, Look{}); err != nil {
 		t.Error(err)
 	}
+	ctx, stop := context.WithCancelCause(t.Context())
+	stop(ErrStops)
+	if err := l.proxy.AskAdmin(ctx, io.Discard, []string{"log", r.ID, "--follow"}, Look{}); err != ErrStops {
+		t.Errorf("when the proxy stops: %v", err)
+	}
 	close(release)
 	<-end
 }

@@ -208,14 +208,18 @@ func TestWatchedAnswersComeAgain(t *testing.T) {
 	}
 }
 
-// Guards against answers that go on and keep the proxy from its end.
+// Guards against answers that go on and keep the proxy from its end, or end with it as if
+// there were no more to say.
 func TestWatchedAnswersEndWithTheProxy(t *testing.T) {
 	l := newLab(t)
 	for _, command := range []string{"status --watch 1", "queue --watch 3600"} {
 		stopping := make(chan struct{})
 		close(stopping)
-		if got := l.run("alice", command, func(x *Exec) { x.Stopping = stopping }); got.status != 0 || got.stdout == "" {
+		if got := l.run("alice", command, func(x *Exec) { x.Stopping = stopping }); got.status != 1 || got.stdout == "" || got.stderr != "nixbastion: "+ErrStops.Error()+"\n" {
 			t.Errorf("%s: %+v", command, got)
+		}
+		if got := l.run("alice", strings.Fields(command)[0], func(x *Exec) { x.Stopping = stopping }); got.status != 0 || got.stdout == "" {
+			t.Errorf("%s once: %+v", command, got)
 		}
 	}
 }

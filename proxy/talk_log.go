@@ -75,8 +75,12 @@ func (w *logLines) live(ctx context.Context, e *ledgerEntry, follow bool) error 
 		failure = text.message(m)
 		return failure
 	})
-	if failure != nil || ctx.Err() != nil {
+	switch {
+	case failure != nil:
 		return nil // nobody reads it any more
+	case ctx.Err() != nil:
+		w.flush()
+		return endedEarly(ctx)
 	}
 	if e.log.broken() {
 		w.piece(cutShort, false)

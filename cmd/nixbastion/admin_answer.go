@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"os/user"
 	"slices"
@@ -40,9 +41,9 @@ func (a *admin) answer(w http.ResponseWriter, r *http.Request, words []string) {
 			return
 		}
 	}
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	defer context.AfterFunc(a.halted, cancel)()
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	defer context.AfterFunc(a.halted, func() { cancel(proxy.ErrStops) })()
 	q := r.URL.Query()
 	out := &answerWriter{to: w, control: http.NewResponseController(w)}
 	err := a.ask(ctx, out, words, proxy.Look{Terminal: q.Has("terminal"), Colour: q.Has("colour")})
@@ -52,7 +53,9 @@ func (a *admin) answer(w http.ResponseWriter, r *http.Request, words []string) {
 	case err != nil && !out.begun:
 		http.Error(w, err.Error(), statusOf(err))
 	case err != nil:
-		a.log.Warn("answer to the admin ended early", "error", err)
+		if !errors.Is(err, proxy.ErrStops) {
+			a.log.Warn("answer to the admin ended early", "error", err)
+		}
 		panic(http.ErrAbortHandler) // so that it is not taken for a whole one
 	}
 }

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os/signal"
-	"syscall"
 	"time"
 )
 
@@ -45,7 +43,7 @@ func (c drainCmd) Run(out io.Writer) error {
 	if err := request(out, socket, http.MethodPost, "drain", words...); err != nil || !c.Wait {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := untilInterrupted()
 	defer stop()
 	return awaitDrain(ctx, out, socket, c.Builder)
 }
@@ -74,8 +72,10 @@ func (w *drainWork) text() string {
 func awaitDrain(ctx context.Context, out io.Writer, socket, builder string) error {
 	var told drainWork
 	for {
-		work, err := workOf(socket, builder)
+		work, err := workOf(ctx, socket, builder)
 		switch {
+		case ctx.Err() != nil:
+			return fmt.Errorf("stopped waiting; builder '%s' stays drained", builder)
 		case err != nil:
 			return err
 		case work.State != "drained" && work.State != "removed":
@@ -91,7 +91,6 @@ func awaitDrain(ctx context.Context, out io.Writer, socket, builder string) erro
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("stopped waiting; builder '%s' stays drained", builder)
 		case <-time.After(drainPoll):
 		}
 	}
@@ -99,9 +98,9 @@ func awaitDrain(ctx context.Context, out io.Writer, socket, builder string) erro
 
 // workOf asks the proxy what still runs on a builder. One that it does not know any
 // more was removed, and has nothing.
-func workOf(socket, builder string) (drainWork, error) {
+func workOf(ctx context.Context, socket, builder string) (drainWork, error) {
 	var text bytes.Buffer
-	if err := request(&text, socket, http.MethodGet, "status", "--json"); err != nil {
+	if err := requestWith(ctx, &text, socket, http.MethodGet, "status", nil, "--json"); err != nil {
 		return drainWork{}, err
 	}
 	var status struct {

@@ -59,7 +59,9 @@ func (c explainCmd) Run(out io.Writer) error {
 	if c.JSON {
 		words = append(words, "--json")
 	}
-	return requestWith(out, socket, http.MethodPost, "explain", bytes.NewReader(body), words...)
+	ctx, stop := untilInterrupted()
+	defer stop()
+	return requestWith(ctx, out, socket, http.MethodPost, "explain", bytes.NewReader(body), words...)
 }
 
 func (c explainCmd) byPolicy(out io.Writer, q *proxy.Question) error {

@@ -103,7 +103,7 @@ func TestExplainSendsNoPrivateKeyAndNoHalfQuestion(t *testing.T) {
 		}
 	}
 	body := bytes.NewReader(make([]byte, maxExplainBytes+1))
-	if err := requestWith(new(bytes.Buffer), o.socket, http.MethodPost, "explain", body); err == nil {
+	if err := requestWith(t.Context(), new(bytes.Buffer), o.socket, http.MethodPost, "explain", body); err == nil {
 		t.Error("a body beyond the limit was read")
 	}
 }
