@@ -80,7 +80,7 @@ func (p *Proxy) answerQuestion(ctx context.Context, x *Exec, words []string) int
 	if err == nil {
 		return 0
 	}
-	x.say(printable(endText(err)))
+	x.say(Printable(endText(err)))
 	if errors.As(err, new(*UsageError)) {
 		return statusUsage
 	}

@@ -18,7 +18,7 @@ const (
 // kill ends a build that waits or runs. Its clients read by whom and why; nothing tries
 // it again.
 func (p *Proxy) kill(ctx context.Context, by, build, reason string) (string, error) {
-	if len(reason) > maxKillReason || !utf8.ValidString(reason) || printable(reason) != reason {
+	if len(reason) > maxKillReason || !utf8.ValidString(reason) || Printable(reason) != reason {
 		return "", usage("the reason is for people: up to %d bytes of printable text", maxKillReason)
 	}
 	r, err := p.builds.ledger.find(&asker{}, build, true)

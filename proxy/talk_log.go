@@ -142,7 +142,7 @@ func (w *logLines) object(line logObject) error {
 	if err := enc.Encode(line); err != nil {
 		return err
 	}
-	_, err := w.out.WriteString(printable(text.String())) // what peers said of the build, too
+	_, err := w.out.WriteString(Printable(text.String())) // what peers said of the build, too
 	if line.Build != nil {
 		w.flush()
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"nixbastion/policy"
+	"nixbastion/proxy"
 )
 
 const (
@@ -180,13 +181,12 @@ func refused(answer *http.Response) error {
 		return err
 	}
 	if answer.StatusCode == statusMistakes {
-		fmt.Fprintf(os.Stderr, "%s\nnixbastion: the policy was refused; the one before it stays in force\n", strings.TrimSpace(string(text)))
+		fmt.Fprintf(os.Stderr, "%s\nnixbastion: the policy was refused; the one before it stays in force\n", strings.TrimSpace(proxy.Printable(string(text))))
 		return errMistakes
 	}
 	sentence := errors.New(strings.TrimSpace(string(text)))
 	if answer.StatusCode == http.StatusBadRequest {
-		fmt.Fprintln(os.Stderr, "nixbastion:", sentence)
-		return errMistakes
+		return mistake(sentence)
 	}
 	return sentence
 }

@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
 
 	"nixbastion/cache"
 	"nixbastion/policy"
+	"nixbastion/proxy"
 	"nixbastion/proxy/upstream"
 )
 
@@ -85,7 +87,7 @@ func (q *cacheRequest) infoOfPaths(ctx context.Context, c *cache.Cache, d *desk)
 		if q.JSON {
 			err = list.add(newPathAnswer(e))
 		} else {
-			_, err = fmt.Fprint(d.out, pathText(newPathAnswer(e)))
+			_, err = io.WriteString(d.out, proxy.Printable(pathText(newPathAnswer(e))))
 		}
 		if err != nil {
 			return err

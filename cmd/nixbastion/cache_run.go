@@ -174,7 +174,7 @@ func (a *array) add(v any) error {
 	if !a.begun {
 		before, a.begun = "[\n", true
 	}
-	_, err = fmt.Fprintf(a.out, "%s%s", before, text)
+	_, err = io.WriteString(a.out, before+proxy.Printable(string(text)))
 	return err
 }
 
@@ -193,9 +193,14 @@ func (a *array) end(complete bool) error {
 
 func (q *cacheRequest) answer(d *desk, v any, text string) error {
 	if q.JSON {
-		enc := json.NewEncoder(d.out)
+		var asJSON strings.Builder
+		enc := json.NewEncoder(&asJSON)
+		enc.SetEscapeHTML(false)
 		enc.SetIndent("", "  ")
-		return enc.Encode(v)
+		if err := enc.Encode(v); err != nil {
+			return err
+		}
+		text = proxy.Printable(asJSON.String())
 	}
 	_, err := io.WriteString(d.out, text)
 	return err
@@ -331,7 +336,7 @@ func refusalAnswers(all []cache.Refusal) ([]refusalAnswer, string) {
 	list, text := []refusalAnswer{}, ""
 	for _, r := range all {
 		list = append(list, refusalAnswer(r))
-		text += fmt.Sprintf("left out %s: %s\n", r.Path, r.Reason)
+		text += proxy.Printable(fmt.Sprintf("left out %s: %s", r.Path, r.Reason)) + "\n"
 	}
 	return list, text
 }

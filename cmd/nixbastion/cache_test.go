@@ -23,6 +23,7 @@ import (
 	"nixbastion/internal/nix"
 	"nixbastion/internal/nix/storetest"
 	"nixbastion/policy"
+	"nixbastion/proxy"
 )
 
 // writeBinaryCache makes a folder as nix copy --to file:// does, without
@@ -332,5 +333,26 @@ func TestImportBelievesTrustedKeysAlone(t *testing.T) {
 		if c.taken && (grant.Provenance != c.want || len(proven.Sigs) != c.sigs || grant.Public != c.public || grant.Domain != "default") {
 			t.Errorf("%s: %+v with %d signatures", c.name, grant, len(proven.Sigs))
 		}
+	}
+}
+
+// Guards against a folder of somebody else, or a proxy that tells of it, that does
+// something to the terminal of the admin.
+func TestWhatPeersNameOnlyPrints(t *testing.T) {
+	o := openOffice(t, "", func(context.Context, io.Writer, []string, proxy.Look) error {
+		return errors.New("a\x1b[2Jb\u202e\nhint: c")
+	})
+	var out, errs bytes.Buffer
+	if status := run([]string{"status", "--socket", o.socket}, &out, &errs); status != exitFailure || errs.String() != "nixbastion: a?[2Jb?\nhint: c\n" {
+		t.Errorf("status %d, %q", status, errs.String())
+	}
+	_, text := refusalAnswers([]cache.Refusal{{Path: "/tmp/\x1b[2J.narinfo", Reason: "x"}})
+	if text != "left out /tmp/?[2J.narinfo: x\n" {
+		t.Errorf("a file is left out as %q", text)
+	}
+	var answer bytes.Buffer
+	q := &cacheRequest{JSON: true}
+	if err := q.answer(&desk{out: &answer}, refusalAnswer{Path: "\u009b\u202e\x1b", Reason: "<&>"}, ""); err != nil || strings.ContainsAny(answer.String(), "\u009b\u202e\x1b") || !strings.Contains(answer.String(), `"<&>"`) {
+		t.Errorf("as JSON it is %q, %v", answer.String(), err)
 	}
 }
