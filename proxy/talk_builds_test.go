@@ -97,6 +97,15 @@ func TestAdminsAnswersReadAsWritten(t *testing.T) {
 	}
 }
 
+// Guards against "-3600s ago" when the clock was set back.
+func TestNothingEndsInTheFuture(t *testing.T) {
+	for d, want := range map[time.Duration]string{-time.Hour: "0s", 0: "0s", 59*time.Second + 600*time.Millisecond: "1m 00s", 25 * time.Hour: "1d 1h"} {
+		if got := span(d); got != want {
+			t.Errorf("%s is %q, want %q", d, got, want)
+		}
+	}
+}
+
 // Guards against "1 connections".
 func TestOneOfSomethingIsNotMany(t *testing.T) {
 	answers := []answer{

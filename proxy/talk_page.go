@@ -156,9 +156,10 @@ func stateColour(text string) string {
 	return plain
 }
 
-// span is a duration as people read it: its two largest units.
+// span is a duration as people read it: its two largest units. What is to come by a clock
+// that was set back is now.
 func span(d time.Duration) string {
-	switch d = d.Round(time.Second); {
+	switch d = max(0, d.Round(time.Second)); {
 	case d < time.Minute:
 		return fmt.Sprintf("%ds", d/time.Second)
 	case d < time.Hour:

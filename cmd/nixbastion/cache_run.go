@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
@@ -137,9 +136,10 @@ func newPathAnswer(e cache.Entry) pathAnswer {
 	return a
 }
 
-func (q *cacheRequest) ls(ctx context.Context, c *cache.Cache, _ *policy.Policy, d *desk) error {
-	list := newArray(d.out, q.JSON)
+func (q *cacheRequest) ls(ctx context.Context, c *cache.Cache, pol *policy.Policy, d *desk) error {
+	list, none := newArray(d.out, q.JSON), true
 	err := c.List(ctx, q.Domain, q.All, func(e cache.Entry) error {
+		none = false
 		if q.JSON {
 			return list.add(newPathAnswer(e))
 		}
@@ -150,10 +150,21 @@ func (q *cacheRequest) ls(ctx context.Context, c *cache.Cache, _ *policy.Policy,
 		if e.Pinned {
 			marks += "  pinned"
 		}
-		_, err := fmt.Fprintf(d.out, "%s  %10s  %-17s  %s%s\n", dateText(e.LastUse/int64(time.Second)), upstream.Bytes(e.Info.NarSize), e.Provenance, e.Info.Path, marks)
+		_, err := fmt.Fprintf(d.out, "%-16s  %10s  %-17s  %s%s\n", dateText(e.LastUse/int64(time.Second)), upstream.Bytes(e.Info.NarSize), e.Provenance, e.Info.Path, marks)
 		return err
 	})
+	if err == nil && none && !q.All { // a domain that was removed may have paths left
+		err = knows(pol, q.Domain)
+	}
 	return errors.Join(err, list.end(err == nil))
+}
+
+// knows refuses a domain that the policy does not have.
+func knows(pol *policy.Policy, domain string) error {
+	if pol.DomainNamed(domain) == nil {
+		return fmt.Errorf("the policy has no domain %s", domain)
+	}
+	return nil
 }
 
 // array writes a JSON array of any length.
@@ -301,10 +312,10 @@ func (q *cacheRequest) rm(ctx context.Context, c *cache.Cache, _ *policy.Policy,
 }
 
 func (q *cacheRequest) sign(ctx context.Context, c *cache.Cache, pol *policy.Policy, d *desk) error {
-	switch dom := pol.DomainNamed(q.Domain); {
-	case dom == nil:
-		return fmt.Errorf("the policy has no domain %s", q.Domain)
-	case len(dom.Signers()) == 0:
+	if err := knows(pol, q.Domain); err != nil {
+		return err
+	}
+	if len(pol.DomainNamed(q.Domain).Signers()) == 0 {
 		return fmt.Errorf("domain %s signs nothing: its policy has no signing_keys, or sign: none", q.Domain)
 	}
 	var done cache.SignProgress
@@ -355,8 +366,8 @@ func (q *cacheRequest) exports(ctx context.Context, c *cache.Cache, _ *policy.Po
 }
 
 func (q *cacheRequest) imports(ctx context.Context, c *cache.Cache, pol *policy.Policy, d *desk) error {
-	if !slices.ContainsFunc(pol.Domains, func(known policy.Domain) bool { return known.Name == q.Domain }) {
-		return fmt.Errorf("the policy has no domain %s", q.Domain)
+	if err := knows(pol, q.Domain); err != nil {
+		return err
 	}
 	sum, err := c.Import(ctx, d.source, q.judge(pol), func(i cache.Imported) {
 		d.progress(fmt.Sprintf("imported %s, %s", policy.CountOf(i.Added+i.Already+i.Differing, "path"), upstream.Bytes(i.Bytes)))
@@ -399,7 +410,7 @@ func domainWord(name string) string {
 // dateText is a time in seconds since 1970 for people.
 func dateText(seconds int64) string {
 	if seconds == 0 {
-		return "never           "
+		return "never"
 	}
 	return time.Unix(seconds, 0).Format("2006-01-02 15:04")
 }
