@@ -30,7 +30,7 @@ func (q *cacheRequest) remotely(ctx context.Context, socket string, d *desk) err
 		return errNobody
 	}
 	if err != nil {
-		return fmt.Errorf("ask the proxy on %s: %w", socket, cause(err))
+		return unanswered(socket, err)
 	}
 	defer conn.Close()
 	ctx, cancel := context.WithCancel(ctx)
@@ -47,7 +47,7 @@ func (q *cacheRequest) remotely(ctx context.Context, socket string, d *desk) err
 		if sendErr := <-sent; sendErr != nil {
 			return sendErr
 		}
-		return cause(err)
+		return unanswered(socket, err)
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {

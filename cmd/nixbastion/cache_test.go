@@ -356,3 +356,19 @@ func TestWhatPeersNameOnlyPrints(t *testing.T) {
 		t.Errorf("as JSON it is %q, %v", answer.String(), err)
 	}
 }
+
+// Guards against lists of the store that nobody reads, which keep the admin from every
+// answer.
+func TestListsOfTheStoreCountAsLong(t *testing.T) {
+	o := openOffice(t, "", repeat)
+	for range adminLong {
+		o.admin.long <- struct{}{}
+	}
+	q := &cacheRequest{Do: "ls", Domain: "default"}
+	if err := q.remotely(t.Context(), o.socket, &desk{out: io.Discard}); err == nil || !strings.Contains(err.Error(), "end one of them") {
+		t.Errorf("one more: %v", err)
+	}
+	for range adminLong {
+		<-o.admin.long
+	}
+}
