@@ -33,9 +33,9 @@ func (l *lab) underWay(name string, ok func(r buildRecord) bool) (r buildRecord)
 	l.Helper()
 	eventually(l, name+" is under way", func() bool {
 		all := l.buildsOf().UnderWay
-		i := slices.IndexFunc(all, func(r buildRecord) bool { return r.Name == name && ok(r) })
+		i := slices.IndexFunc(all, func(r *buildRecord) bool { return r.Name == name && ok(*r) })
 		if i >= 0 {
-			r = all[i]
+			r = *all[i]
 		}
 		return i >= 0
 	})
@@ -49,9 +49,9 @@ func (l *lab) ended(name string) (r buildRecord) {
 	l.Helper()
 	eventually(l, name+" has ended", func() bool {
 		all := l.buildsOf().Ended
-		i := slices.IndexFunc(all, func(r buildRecord) bool { return r.Name == name && r.LogBytes > 0 })
+		i := slices.IndexFunc(all, func(r *buildRecord) bool { return r.Name == name && r.LogBytes > 0 })
 		if i >= 0 {
-			r = all[i]
+			r = *all[i]
 		}
 		return i >= 0
 	})
@@ -102,7 +102,7 @@ func TestEveryBuildIsSeen(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, ended := again.all(&asker{})
-	if !slices.ContainsFunc(ended, func(e buildRecord) bool {
+	if !slices.ContainsFunc(ended, func(e *buildRecord) bool {
 		return e.ID == r.ID && e.LogBytes == done.LogBytes && e.Ended.Equal(*done.Ended)
 	}) || len(ended) != 2 {
 		t.Errorf("after a restart there is %+v", ended)
@@ -444,6 +444,18 @@ func TestTheProcessBeforeKeepsItsBuilds(t *testing.T) {
 	end("dddddd")
 	if n := known(); n != 2 {
 		t.Errorf("files of nobody are looked for: %d builds", n)
+	}
+}
+
+// Guards against an answer that changes while it is written, since records are shared.
+func TestRecordsInAnAnswerStayAsTheyAre(t *testing.T) {
+	l := newLab(t).proxy.builds.ledger
+	now := time.Now()
+	l.ended = []*buildRecord{{ID: "aaaaaa", Ended: &now, LogBytes: 10}}
+	_, before := l.all(&asker{})
+	l.policy.Current().Limits.BuildLogs = 0
+	if _, after := l.all(&asker{}); before[0].LogBytes != 10 || after[0].LogBytes != 0 {
+		t.Errorf("the answer has %d bytes now, the next one %d", before[0].LogBytes, after[0].LogBytes)
 	}
 }
 

@@ -21,7 +21,7 @@ import (
 )
 
 // townBuilds are builds of a day in the town, with what peers may say.
-func townBuilds() (underWay, ended []buildRecord) {
+func townBuilds() (underWay, ended []*buildRecord) {
 	at := func(d time.Duration) *time.Time { when := townTime().Add(-d); return &when }
 	record := func(id, name, principal, state string) buildRecord {
 		return buildRecord{
@@ -49,7 +49,7 @@ func townBuilds() (underWay, ended []buildRecord) {
 	killed := end(record("2c2c2c", "endless", "eve", ""), 26*time.Hour, 5*time.Hour, "killed", "MiscFailure", "build of 'x' was killed by root: too long")
 	left := end(record("3d3d3d", "unwanted", "alice", ""), time.Second, 50*time.Hour, "abandoned", "", "")
 	left.LogBytes = 0
-	return []buildRecord{running, inputs, waiting}, []buildRecord{built, failed, killed, left}
+	return []*buildRecord{&running, &inputs, &waiting}, []*buildRecord{&built, &failed, &killed, &left}
 }
 
 // townSights are connections to the town.

@@ -32,15 +32,15 @@ func (p *Proxy) kill(ctx context.Context, by, build, reason string) (string, err
 	told := e.snapshot().Clients
 	ctx, cancel := context.WithTimeout(ctx, killPatience)
 	defer cancel()
-	r, begun := e.kill(ctx, &killError{by: by, reason: reason})
+	now, begun := e.kill(ctx, &killError{by: by, reason: reason})
 	p.glances.forget()
 	switch {
-	case r.Ended == nil:
+	case now.Ended == nil:
 		return fmt.Sprintf("build %s (%s) is being ended; its builder takes its time\n", r.ID, r.Name), nil
-	case !begun || r.Result != "killed":
-		return "", usage("build %s has ended already: %s", r.ID, r.Result)
+	case !begun || now.Result != "killed":
+		return "", usage("build %s has ended already: %s", r.ID, now.Result)
 	}
-	return fmt.Sprintf("build %s (%s) is killed%s; %s\n", r.ID, r.Name, placeText(&r), clientsText(told)), nil
+	return fmt.Sprintf("build %s (%s) is killed%s; %s\n", r.ID, r.Name, placeText(&now), clientsText(told)), nil
 }
 
 func placeText(r *buildRecord) string {

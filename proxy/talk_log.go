@@ -39,7 +39,7 @@ func (p *Proxy) writeLog(ctx context.Context, a *asker, out io.Writer, q *questi
 }
 
 // logOf streams the log of a build that was found.
-func (p *Proxy) logOf(ctx context.Context, a *asker, out io.Writer, r buildRecord, q *question) (err error) {
+func (p *Proxy) logOf(ctx context.Context, a *asker, out io.Writer, r *buildRecord, q *question) (err error) {
 	l := p.builds.ledger
 	lines := &logLines{out: bufio.NewWriterSize(out, 32<<10), to: out, json: q.json}
 	if e := l.entry(r.ID); e != nil {
@@ -53,7 +53,7 @@ func (p *Proxy) logOf(ctx context.Context, a *asker, out io.Writer, r buildRecor
 			return err
 		}
 	}
-	return lines.kept(l, &r)
+	return lines.kept(l, r)
 }
 
 // logLines writes lines of a log in the form that was asked for.

@@ -66,7 +66,7 @@ func TestLogOfABuildThatHasJustEndedSaysSo(t *testing.T) {
 	<-end
 	l.ended("hello")
 	var text strings.Builder
-	if err := l.proxy.logOf(t.Context(), &asker{}, &text, before, &question{json: true}); err != nil {
+	if err := l.proxy.logOf(t.Context(), &asker{}, &text, &before, &question{json: true}); err != nil {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSpace(text.String()), "\n")

@@ -34,15 +34,15 @@ type totals struct {
 func (p *Proxy) totals(a *asker, now time.Time) *totals {
 	t := &totals{OldProcess: p.oldProcess(), UpSeconds: int64(now.Sub(p.started) / time.Second), StoreBytes: p.cache.Stats().Bytes, StoreSize: p.policy.Current().Cache.Size}
 	underWay, ended := p.builds.ledger.since(a, now.Add(-totalsSpan))
-	for i := range underWay {
-		if underWay[i].State == "running" {
+	for _, r := range underWay {
+		if r.State == "running" {
 			t.Running++
 		} else {
 			t.Waiting++
 		}
 	}
-	for i := range ended {
-		switch r := &ended[i]; {
+	for _, r := range ended {
+		switch {
 		case r.Result == "built":
 			t.BuiltLastHour++
 		case r.failed():
