@@ -82,7 +82,7 @@ func (f askFlags) askAgain(out io.Writer, watch watchFlags, question string, wor
 		case errors.Is(err, errCut):
 			lost = time.Now()
 			fmt.Fprintln(os.Stderr, "nixbastion: the proxy answers no more; asking again")
-		case !errors.Is(err, errUnanswered) || time.Since(lost) > restartPatience:
+		case !errors.As(err, new(*unansweredError)) || time.Since(lost) > restartPatience:
 			return err
 		}
 		select {
@@ -101,11 +101,19 @@ func request(out io.Writer, socket, method, question string, words ...string) er
 	return requestWith(ctx, out, socket, method, question, nil, words...)
 }
 
-var (
-	// errUnanswered is for a proxy that cannot be asked.
-	errUnanswered = errors.New("ask the proxy")
-	errCut        = errors.New("the answer is cut short: the proxy has stopped or failed, or was upgraded; its log says which")
-)
+var errCut = errors.New("the answer is cut short: the proxy has stopped or failed, or was upgraded; its log says which")
+
+// unansweredError is for a proxy that cannot be asked.
+type unansweredError struct {
+	socket, hint string
+	err          error
+}
+
+func (e *unansweredError) Error() string {
+	return fmt.Sprintf("ask the proxy on %s: %v\nhint: %s", e.socket, e.err, e.hint)
+}
+
+func (e *unansweredError) Unwrap() error { return e.err }
 
 // requestWith is request until ctx ends, which is no error, with a body, which may be nil.
 func requestWith(ctx context.Context, out io.Writer, socket, method, question string, body io.Reader, words ...string) error {
@@ -154,7 +162,7 @@ func unanswered(socket string, err error) error {
 	case errors.Is(err, context.Canceled):
 		return errInterrupted
 	}
-	return fmt.Errorf("%w on %s: %w\nhint: %s", errUnanswered, socket, err, hint)
+	return &unansweredError{socket, hint, err}
 }
 
 // errInterrupted is for whoever had enough before there was an answer.
