@@ -27,11 +27,17 @@ const maxRecordSize = 256 << 10
 type recordFiles struct {
 	dir string
 	log *slog.Logger
+	// clearing says that nobody else writes there, and that what cannot be read is left
+	// from a crash: its log would count for no limit.
+	clearing bool
 	// seen is when the directory was changed before it was read last.
 	seen time.Time
 }
 
-var errNotKept = errors.New("it is not kept any more")
+var (
+	errNotKept  = errors.New("it is not kept any more")
+	errNoRecord = errors.New("it is not the record of this build")
+)
 
 // open makes the directory, and clears away what was not finished if nobody else writes
 // there.
@@ -39,7 +45,7 @@ func (f *recordFiles) open(alone bool) error {
 	if err := os.MkdirAll(f.dir, 0o700); err != nil {
 		return fmt.Errorf("make directory of builds: %w", err)
 	}
-	if !alone {
+	if f.clearing = alone; !alone {
 		return nil
 	}
 	left, err := filepath.Glob(filepath.Join(f.dir, "*.tmp"))
@@ -127,6 +133,7 @@ func (f *recordFiles) news(known map[string]bool) []*buildRecord {
 	if err != nil || info.ModTime().Equal(f.seen) {
 		return nil
 	}
+	defer func() { f.clearing = false }() // the first time is at the start
 	f.seen = info.ModTime()
 	files, err := os.ReadDir(f.dir)
 	if err != nil {
@@ -141,7 +148,11 @@ func (f *recordFiles) news(known map[string]bool) []*buildRecord {
 		}
 		r, err := f.read(m[1])
 		if err != nil {
-			f.log.Warn("kept build cannot be read", "file", file.Name(), "error", err)
+			clear := f.clearing && errors.Is(err, errNoRecord)
+			if clear {
+				f.remove(m[1])
+			}
+			f.log.Warn("kept build cannot be read", "file", file.Name(), "removed", clear, "error", err)
 			continue
 		}
 		news = append(news, r)
@@ -155,12 +166,16 @@ func (f *recordFiles) read(id string) (*buildRecord, error) {
 		return nil, err
 	}
 	defer file.Close()
-	var r buildRecord
-	if err := json.NewDecoder(io.LimitReader(file, maxRecordSize)).Decode(&r); err != nil {
+	text, err := io.ReadAll(io.LimitReader(file, maxRecordSize))
+	if err != nil {
 		return nil, err
 	}
+	var r buildRecord
+	if err := json.Unmarshal(text, &r); err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoRecord, err)
+	}
 	if r.ID != id || r.Ended == nil {
-		return nil, errors.New("it is not the record of this build")
+		return nil, errNoRecord
 	}
 	r.Features, r.Principals = orNone(r.Features), orNone(r.Principals)
 	r.LogBytes = f.sizeOf(id)

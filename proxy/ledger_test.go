@@ -375,7 +375,7 @@ func TestKeptBuildsAreReadWithCare(t *testing.T) {
 	l.proxy.builds.ledger.before = before
 	for name, text := range map[string]string{
 		"aaaaaa.json": "{", "bbbbbb.json": string(whole), "cccccc.json": `{"id": "cccccc"}`, "../x.json": "{}",
-		"dddddd.log": "left", "eeeeee.json.tmp": "left", "ffffff.json": strings.ReplaceAll(string(whole), r.ID, "ffffff"),
+		"aaaaaa.log": "of nobody", "dddddd.log": "left", "eeeeee.json.tmp": "left", "ffffff.json": strings.ReplaceAll(string(whole), r.ID, "ffffff"),
 	} {
 		if err := os.WriteFile(filepath.Join(files.dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -391,7 +391,7 @@ func TestKeptBuildsAreReadWithCare(t *testing.T) {
 	if _, ended := again.all(&asker{}); len(ended) != 2 {
 		t.Errorf("after a restart there is %+v", ended)
 	}
-	for _, name := range []string{"dddddd.log", "eeeeee.json.tmp"} {
+	for _, name := range []string{"aaaaaa.json", "aaaaaa.log", "bbbbbb.json", "cccccc.json", "dddddd.log", "eeeeee.json.tmp"} {
 		if _, err := os.Stat(filepath.Join(files.dir, name)); err == nil {
 			t.Errorf("%s is still there", name)
 		}
