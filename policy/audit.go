@@ -99,7 +99,7 @@ func (t *description) audit(a Audit) {
 		synced = "on disk before it is answered (sync: always)"
 	}
 	t.line(0, "What was done by whom is kept in %s, %s; a file is full with %s or after %s, and %s stay.",
-		a.File, synced, sizeText(a.RotateSize), durationText(a.RotateAge), countOf(a.Keep, "full file"))
+		a.File, synced, sizeText(a.RotateSize), durationText(a.RotateAge), CountOf(a.Keep, "full file"))
 	if a.Continue {
 		t.line(1, "while that cannot be written everything goes on, and what is lost is counted (on_failure: continue)")
 	} else {

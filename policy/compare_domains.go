@@ -66,7 +66,7 @@ func (c *comparison) offers(who, domain string) {
 		}
 	}
 	if slots != oldSlots {
-		c.add(AreaBuilders, moreOrLess(float64(oldSlots), float64(slots)), who, "has %s at once, had %d", countOf(slots, "build"), oldSlots)
+		c.add(AreaBuilders, moreOrLess(float64(oldSlots), float64(slots)), who, "has %s at once, had %d", CountOf(slots, "build"), oldSlots)
 	}
 }
 
@@ -137,7 +137,7 @@ func (c *comparison) builders() {
 func (b *Builder) subject() string { return "builder " + b.Name }
 
 func (b *Builder) summary() string {
-	return fmt.Sprintf("%s at once of %s, for domain %s", countOf(b.MaxJobs, "build"), strings.Join(systemTexts(b), ", "), strings.Join(b.Domains, " and "))
+	return fmt.Sprintf("%s at once of %s, for domain %s", CountOf(b.MaxJobs, "build"), strings.Join(systemTexts(b), ", "), strings.Join(b.Domains, " and "))
 }
 
 // commands names what a new builder has the proxy run on its own machine.

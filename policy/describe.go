@@ -164,16 +164,16 @@ func (t *description) principals(domain string, role Role, may string) (grants [
 func (t *description) principal(q Principal) {
 	parts := []string{grantsText(t.grants[q.Name])}
 	if q.MaxJobs > 0 {
-		parts = append(parts, "at most "+countOf(q.MaxJobs, "build")+" at once")
+		parts = append(parts, "at most "+CountOf(q.MaxJobs, "build")+" at once")
 	}
 	if q.MaxConnections > 0 {
-		parts = append(parts, "at most "+countOf(q.MaxConnections, "connection"))
+		parts = append(parts, "at most "+CountOf(q.MaxConnections, "connection"))
 	}
 	if q.ConnectionsPerMinute != defaultConnectionRate {
-		parts = append(parts, "at most "+countOf(int(q.ConnectionsPerMinute), "connection")+" a minute")
+		parts = append(parts, "at most "+CountOf(int(q.ConnectionsPerMinute), "connection")+" a minute")
 	}
 	if q.Role == RoleFull && q.BuildsPerMinute != defaultBuildRate {
-		parts = append(parts, "at most "+countOf(int(q.BuildsPerMinute), "build")+" a minute")
+		parts = append(parts, "at most "+CountOf(int(q.BuildsPerMinute), "build")+" a minute")
 	}
 	if q.Class != ClassNormal {
 		parts = append(parts, "its builds are "+q.Class.String()+" (class)")
@@ -238,7 +238,7 @@ func powers(grants []*grant, builders []string, victims string) string {
 // eachFull names those with role full as the subject of a sentence.
 func eachFull(grants []*grant) string {
 	keys, authorities := countGrants(grants)
-	who := "Each of the " + countOf(keys, "full key") + " of this domain"
+	who := "Each of the " + CountOf(keys, "full key") + " of this domain"
 	if keys == 1 {
 		who = "The one full key of this domain"
 	}
@@ -261,7 +261,7 @@ func (t *description) builder(b *Builder) {
 		t.line(1, "takes only builds that require %s", strings.Join(b.MandatoryFeatures, " and "))
 	}
 	t.line(1, "%s at once, speed factor %s; for domain %s",
-		countOf(b.MaxJobs, "build"), speedText(b.SpeedFactor), strings.Join(b.Domains, " and "))
+		CountOf(b.MaxJobs, "build"), speedText(b.SpeedFactor), strings.Join(b.Domains, " and "))
 	if b.RemoteProgram != "" {
 		t.line(1, "runs %s there", b.RemoteProgram)
 	}
@@ -345,11 +345,12 @@ func (p *Policy) buildersOf(domain string) []string {
 	return all
 }
 
-func countOf(n int, thing string) string {
+// CountOf is a number of things whose plural ends in s, for people.
+func CountOf[N int | int64](n N, thing string) string {
 	if n == 1 {
 		return "1 " + thing
 	}
-	return strconv.Itoa(n) + " " + thing + "s"
+	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 func speedText(speed float64) string { return strconv.FormatFloat(speed, 'f', -1, 64) }

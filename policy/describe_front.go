@@ -10,10 +10,10 @@ import (
 func (t *description) frontLimits() {
 	l := t.pol.SSH.Limits
 	t.line(0, "A login has %s and %s. Of connections that have not logged in there are at most %d (max_startups %s), %d slow ones of one address.",
-		durationText(l.LoginGraceTime), countOf(l.MaxAuthTries, "refused key"), l.MaxStartups.Full, l.MaxStartups, l.PerSourceMaxStartups)
+		durationText(l.LoginGraceTime), CountOf(l.MaxAuthTries, "refused key"), l.MaxStartups.Full, l.MaxStartups, l.PerSourceMaxStartups)
 	t.penalties(t.pol.SSH.Penalties)
 	t.line(0, "There are at most %s with %s each; one that is never used is closed after %s, a client that is silent for %s or reads nothing for %s is cut off.",
-		countOf(l.MaxConnections, "connection"), countOf(l.MaxSessions, "session"), durationText(l.UnusedConnectionTimeout),
+		CountOf(l.MaxConnections, "connection"), CountOf(l.MaxSessions, "session"), durationText(l.UnusedConnectionTimeout),
 		durationText(l.ClientAliveInterval*time.Duration(l.ClientAliveCountMax+1)), durationText(l.WriteTimeout))
 	if l.SessionMemory > 0 {
 		t.line(0, "Sessions may take %s of memory, one principal what it leaves free.", sizeText(l.SessionMemory))

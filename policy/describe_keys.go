@@ -26,11 +26,11 @@ func countGrants(grants []*grant) (keys, authorities int) {
 func grantsText(grants []*grant) string {
 	keys, authorities := countGrants(grants)
 	if authorities == 0 {
-		return countOf(keys, "key")
+		return CountOf(keys, "key")
 	}
-	text := countOf(authorities, "line") + " of authorities"
+	text := CountOf(authorities, "line") + " of authorities"
 	if keys > 0 {
-		text = countOf(keys, "key") + ", " + text
+		text = CountOf(keys, "key") + ", " + text
 	}
 	return text
 }
@@ -90,7 +90,7 @@ func (t *description) revocations() {
 	for _, of := range r.byAuthority {
 		serials, ids = serials+len(of.serials), ids+len(of.ids)
 	}
-	t.line(0, "%s revokes %s, %s of serials and %s.", t.pol.RevokedKeys, countOf(len(r.keys), "key"), countOf(serials, "range"), countOf(ids, "key id"))
+	t.line(0, "%s revokes %s, %s of serials and %s.", t.pol.RevokedKeys, CountOf(len(r.keys), "key"), CountOf(serials, "range"), CountOf(ids, "key id"))
 }
 
 // keyWarnings names lines that open nothing.

@@ -17,7 +17,7 @@ func (t *description) scheduling() {
 		t.line(1, "wait in the first %s of the proxy for builders that are down, instead of failing (startup_grace)", durationText(s.StartupGrace))
 	}
 	t.line(1, "that have waited %s go before younger ones, whoever asked for them (starve_after)", durationText(s.StarveAfter))
-	t.line(1, "are tried on up to %s when builders fail (attempts)", countOf(s.Attempts, "builder"))
+	t.line(1, "are tried on up to %s when builders fail (attempts)", CountOf(s.Attempts, "builder"))
 	t.line(1, "are begun a second time elsewhere when their builder owes every sign of life for %s (hung_after)", durationText(s.HungAfter))
 	if s.Linger > 0 {
 		t.line(1, "go on for %s when their last client is lost without saying goodbye (linger)", durationText(s.Linger))
@@ -111,7 +111,7 @@ func (l *BuildLimit) meaning() string {
 		what = append(what, "print "+sizeText(l.MaxLogSize)+" at most")
 	}
 	if l.Cores > 0 {
-		what = append(what, "are told to use "+countOf(l.Cores, "core"))
+		what = append(what, "are told to use "+CountOf(l.Cores, "core"))
 	}
 	return strings.Join(which, " ") + " " + strings.Join(what, ", ") + " (build_limits)"
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"runtime/debug"
 	"strconv"
@@ -56,7 +57,7 @@ func (c *frontConn) serveJump(conn *ssh.ServerConn, channel ssh.NewChannel) {
 	}
 	if refusal := c.takeJump(opens); refusal != "" {
 		c.front.metrics.Jump(metrics.JumpRefused)
-		c.front.refusals.note(RefusedSession, levelWarn, "ssh jump refused", append(c.where(), "reason", refusal)...)
+		c.front.refusals.note(RefusedSession, slog.LevelWarn, "ssh jump refused", append(c.where(), "reason", refusal)...)
 		c.refuse(channel, ssh.ResourceShortage, "nixbastion: "+refusal)
 		return
 	}

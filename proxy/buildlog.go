@@ -194,6 +194,13 @@ func (l *buildLog) size() int64 {
 	return l.flushed + int64(len(l.tail))
 }
 
+// broken reports whether something is missing at its end, since it could not be written.
+func (l *buildLog) broken() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err != nil
+}
+
 func shiftIDs(m nix.LogMessage, offset uint64) nix.LogMessage {
 	if m.ID != 0 {
 		m.ID += offset
@@ -209,15 +216,16 @@ type logReader struct {
 	ctx context.Context
 	log *buildLog
 	off int64
-	// until ends it there; 0 is the end of the finished log.
-	until int64
+	// bounded ends it at until, and not at the end of the finished log.
+	bounded bool
+	until   int64
 	// idle is called before it waits; nil is nothing.
 	idle func()
 }
 
 func (r *logReader) Read(p []byte) (int, error) {
 	for {
-		if r.until > 0 {
+		if r.bounded {
 			if p = p[:min(int64(len(p)), r.until-r.off)]; len(p) == 0 {
 				return 0, io.EOF
 			}

@@ -209,6 +209,31 @@ func (d *drains) drain(builder, reason string) error {
 	return nil
 }
 
+// follow does what the file says now, which another process has written.
+func (d *drains) follow() error {
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	reasons, err := readDrains(d.file)
+	if err != nil {
+		return fmt.Errorf("read which builders are drained: %w", err)
+	}
+	if maps.Equal(reasons, *d.reasons.Load()) {
+		return nil
+	}
+	for builder := range *d.reasons.Load() {
+		if _, is := reasons[builder]; !is {
+			d.pool.SetLeaving(builder, false)
+			d.router.Undrain(builder)
+		}
+	}
+	d.reasons.Store(&reasons)
+	for builder, reason := range reasons {
+		d.hold(builder, reason)
+	}
+	d.log.Info("another process has changed which builders are drained", "drained", slices.Sorted(maps.Keys(reasons)))
+	return nil
+}
+
 // undrain ends that.
 func (d *drains) undrain(builder string) error {
 	d.changing.Lock()

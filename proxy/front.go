@@ -335,7 +335,7 @@ func (f *Front) takeSlot(ctx context.Context) bool {
 	case f.slots <- struct{}{}:
 		return true
 	default:
-		f.refusals.note(DelayedConnection, levelWarn, "ssh connections at their limit, new ones wait", "limit", cap(f.slots))
+		f.refusals.note(DelayedConnection, slog.LevelWarn, "ssh connections at their limit, new ones wait", "limit", cap(f.slots))
 	}
 	select {
 	case f.slots <- struct{}{}:

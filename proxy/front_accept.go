@@ -108,7 +108,7 @@ var errNoPlace = errors.New("too many logins at once")
 func (c *frontConn) headerRefused(err error) {
 	if !errors.Is(err, errNoPlace) { // that is told already
 		reason := cmp.Or(c.reason(), err.Error())
-		c.front.refusals.note(RefusedHeader, levelWarn, "ssh connection refused: no PROXY header", append(c.where(), "reason", quotePeer(reason))...)
+		c.front.refusals.note(RefusedHeader, slog.LevelWarn, "ssh connection refused: no PROXY header", append(c.where(), "reason", quotePeer(reason))...)
 	}
 }
 

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"log/slog"
 	"net/netip"
 	"slices"
 	"sync"
@@ -147,7 +148,7 @@ func (c *frontConn) penalise(what offence) {
 	if left == 0 {
 		return
 	}
-	c.front.refusals.note(PenalisedSource, levelWarn, "ssh source is kept out", append(c.where(), "source", source(c.remote.Addr()).String(), "for", left.Round(time.Second).String())...)
+	c.front.refusals.note(PenalisedSource, slog.LevelWarn, "ssh source is kept out", append(c.where(), "source", source(c.remote.Addr()).String(), "for", left.Round(time.Second).String())...)
 }
 
 // offence is what an ended connection without a login is guilty of. Who ended it for a

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -45,7 +46,7 @@ func (c *frontConn) serveSession(conn *ssh.ServerConn, channel ssh.NewChannel) {
 		return
 	}
 	if refusal := c.takeSession(opens); refusal != "" {
-		c.front.refusals.note(refusedFor(refusal), levelWarn, "ssh session refused", append(c.where(), "principal", c.granted, "reason", refusal)...)
+		c.front.refusals.note(refusedFor(refusal), slog.LevelWarn, "ssh session refused", append(c.where(), "principal", c.granted, "reason", refusal)...)
 		c.refuse(channel, ssh.ResourceShortage, "nixbastion: "+refusal)
 		return
 	}
@@ -72,7 +73,7 @@ func (c *frontConn) logRefusedKey(who *Identity, err error) {
 	if who != nil {
 		line = append(line, who.keyText()...)
 	}
-	c.front.refusals.note(RefusedSession, levelWarn, "ssh session refused", line...)
+	c.front.refusals.note(RefusedSession, slog.LevelWarn, "ssh session refused", line...)
 	c.front.refusedTo(who, "session", err.Error())
 }
 

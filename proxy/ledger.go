@@ -38,24 +38,28 @@ type ledger struct {
 	keeping, writing chan struct{}
 
 	mu sync.Mutex // guards what follows; before that of an entry
+	// before is closed when the process whose place this one took has ended; nil if there
+	// is none.
+	before <-chan struct{}
 	// open are the builds that have not ended, or whose log is not written yet.
 	open map[string]*ledgerEntry
-	// ended are those before, the oldest first.
+	// ended are those before, the oldest first. No record in it is ever changed.
 	ended []*buildRecord
 }
 
-// openLedger reads what was kept.
-func openLedger(dir string, live *policy.Live, builds *inflight, log *slog.Logger) (*ledger, error) {
+// openLedger reads what was kept. What a crash left is cleared away, unless a process
+// before this one may be writing it.
+func openLedger(dir string, live *policy.Live, builds *inflight, before <-chan struct{}, log *slog.Logger) (*ledger, error) {
 	l := &ledger{
 		files: recordFiles{dir: dir, log: log}, policy: live, inflight: builds, log: log,
-		keeping: make(chan struct{}, maxKeeping), writing: make(chan struct{}, 1), open: map[string]*ledgerEntry{},
+		keeping: make(chan struct{}, maxKeeping), writing: make(chan struct{}, 1), open: map[string]*ledgerEntry{}, before: before,
 	}
-	if err := l.files.open(); err != nil {
+	if err := l.files.open(before == nil); err != nil {
 		return nil, err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.lookLocked()
+	l.readLocked()
 	l.pruneLocked()
 	return l, nil
 }
@@ -124,18 +128,32 @@ func (l *ledger) pruneLocked() {
 		l.ended = l.ended[1:]
 	}
 	var bytes int64
-	for _, r := range slices.Backward(l.ended) {
+	for i, r := range slices.Backward(l.ended) {
 		if bytes += r.LogBytes; bytes > limits.BuildLogs && r.LogBytes > 0 {
 			bytes -= r.LogBytes
 			l.files.removeLog(r.ID)
-			r.LogBytes = 0
+			without := *r
+			without.LogBytes = 0
+			l.ended[i] = &without
 		}
 	}
 }
 
-// lookLocked takes in what another process wrote: the one before this, whose last
-// builds ended after this one had begun.
+// lookLocked takes in what the process before this one wrote, whose last builds end
+// after this one has begun. Without it nothing is read: a history may be long.
 func (l *ledger) lookLocked() {
+	if l.before == nil {
+		return
+	}
+	select {
+	case <-l.before:
+		l.before, l.files.seen = nil, time.Time{} // for the last time, and whatever was seen
+	default:
+	}
+	l.readLocked()
+}
+
+func (l *ledger) readLocked() {
 	known := map[string]bool{}
 	for _, r := range l.ended {
 		known[r.ID] = true
@@ -149,31 +167,36 @@ func (l *ledger) lookLocked() {
 }
 
 // all returns what is known of every build that an asker may see: those under way by
-// arrival, then those that have ended, the latest first.
-func (l *ledger) all(a *asker) (underWay, ended []buildRecord) {
+// arrival, then those that have ended, the latest first. The latter are shared: do not
+// change them.
+func (l *ledger) all(a *asker) (underWay, ended []*buildRecord) { return l.since(a, time.Time{}) }
+
+// since is all without what ended before a time.
+func (l *ledger) since(a *asker, from time.Time) (underWay, ended []*buildRecord) {
 	l.mu.Lock()
 	l.lookLocked()
 	l.pruneLocked()
 	entries := slices.Collect(maps.Values(l.open))
 	for _, r := range slices.Backward(l.ended) {
+		if r.Ended.Before(from) {
+			break
+		}
 		if a.sees(r.Domain) {
-			ended = append(ended, *r)
+			ended = append(ended, r)
 		}
 	}
 	l.mu.Unlock()
-	var over []buildRecord
 	for _, e := range entries {
 		switch r := e.snapshot(); {
 		case !a.sees(r.Domain):
-		case r.Ended != nil:
-			over = append(over, r)
+		case r.Ended != nil: // and its log is being written
+			i, _ := slices.BinarySearchFunc(ended, r.Ended, func(e *buildRecord, at *time.Time) int { return at.Compare(*e.Ended) })
+			ended = slices.Insert(ended, i, &r)
 		default:
-			underWay = append(underWay, r)
+			underWay = append(underWay, &r)
 		}
 	}
-	slices.SortFunc(underWay, func(a, b buildRecord) int { return a.Asked.Compare(b.Asked) })
-	ended = append(over, ended...)
-	slices.SortStableFunc(ended, func(a, b buildRecord) int { return b.Ended.Compare(*a.Ended) })
+	slices.SortFunc(underWay, func(a, b *buildRecord) int { return a.Asked.Compare(b.Asked) })
 	return underWay, ended
 }
 
@@ -191,19 +214,19 @@ const maxListed = 10
 // find returns the build that an asker means: by its id, or by the begin of its id,
 // its derivation's hash, its name or its path. Of several builds of one derivation
 // the latest is meant.
-func (l *ledger) find(a *asker, text string, underWay bool) (buildRecord, error) {
+func (l *ledger) find(a *asker, text string, underWay bool) (*buildRecord, error) {
 	running, ended := l.all(a)
 	slices.Reverse(running)
 	all := running
 	if !underWay {
 		all = append(all, ended...)
 	}
-	var found []buildRecord
+	var found []*buildRecord
 	for _, r := range all {
 		switch {
 		case r.ID == text:
 			return r, nil
-		case r.matches(text) && !slices.ContainsFunc(found, func(f buildRecord) bool { return f.Derivation == r.Derivation && f.Domain == r.Domain }):
+		case r.matches(text) && !slices.ContainsFunc(found, func(f *buildRecord) bool { return f.Derivation == r.Derivation && f.Domain == r.Domain }):
 			found = append(found, r)
 		}
 	}
@@ -211,14 +234,14 @@ func (l *ledger) find(a *asker, text string, underWay bool) (buildRecord, error)
 	case len(found) == 1:
 		return found[0], nil
 	case len(found) > 1:
-		return buildRecord{}, usage("%s may be any of %d builds:\n%s", quoted(text), len(found), listed(found))
-	case underWay && slices.ContainsFunc(ended, func(r buildRecord) bool { return r.ID == text || r.matches(text) }):
-		return buildRecord{}, nix.Refuse("build %s has ended already", quoted(text))
+		return nil, usage("%s may be any of %d builds:\n%s", quoted(text), len(found), listed(found))
+	case underWay && slices.ContainsFunc(ended, func(r *buildRecord) bool { return r.ID == text || r.matches(text) }):
+		return nil, nix.Refuse("build %s has ended already", quoted(text))
 	}
-	return buildRecord{}, nix.Refuse("there is no build %s; the question `builds` lists those that are known", quoted(text))
+	return nil, nix.Refuse("there is no build %s; the question `builds` lists those that are known", quoted(text))
 }
 
-func listed(found []buildRecord) string {
+func listed(found []*buildRecord) string {
 	var text strings.Builder
 	for _, r := range found[:min(len(found), maxListed)] {
 		fmt.Fprintf(&text, "  %s  %s, %s for %s\n", r.ID, r.Name, r.stateText(), list(r.Principals))

@@ -12,8 +12,10 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // maxRecordSize is far above the size of a record's file, in bytes.
@@ -25,16 +27,26 @@ const maxRecordSize = 256 << 10
 type recordFiles struct {
 	dir string
 	log *slog.Logger
+	// clearing says that nobody else writes there, and that what cannot be read is left
+	// from a crash: its log would count for no limit.
+	clearing bool
 	// seen is when the directory was changed before it was read last.
 	seen time.Time
 }
 
-var errNotKept = errors.New("it is not kept any more")
+var (
+	errNotKept  = errors.New("it is not kept any more")
+	errNoRecord = errors.New("it is not the record of this build")
+)
 
-// open makes the directory and clears away what was not finished.
-func (f *recordFiles) open() error {
+// open makes the directory, and clears away what was not finished if nobody else writes
+// there.
+func (f *recordFiles) open(alone bool) error {
 	if err := os.MkdirAll(f.dir, 0o700); err != nil {
 		return fmt.Errorf("make directory of builds: %w", err)
+	}
+	if f.clearing = alone; !alone {
+		return nil
 	}
 	left, err := filepath.Glob(filepath.Join(f.dir, "*.tmp"))
 	if err != nil {
@@ -59,6 +71,9 @@ func (f *recordFiles) write(r *buildRecord, log *buildLog) error {
 	err := f.create(r.ID, ".log", func(w io.Writer) error {
 		text := &logText{w: w}
 		log.read(&logReader{ctx: context.Background(), log: log}, text.message) // it has ended: nothing is waited for
+		if log.broken() {
+			text.line(cutShort)
+		}
 		return errors.Join(text.line(r.endLine()), text.err)
 	})
 	if err != nil {
@@ -118,6 +133,7 @@ func (f *recordFiles) news(known map[string]bool) []*buildRecord {
 	if err != nil || info.ModTime().Equal(f.seen) {
 		return nil
 	}
+	defer func() { f.clearing = false }() // the first time is at the start
 	f.seen = info.ModTime()
 	files, err := os.ReadDir(f.dir)
 	if err != nil {
@@ -132,7 +148,11 @@ func (f *recordFiles) news(known map[string]bool) []*buildRecord {
 		}
 		r, err := f.read(m[1])
 		if err != nil {
-			f.log.Warn("kept build cannot be read", "file", file.Name(), "error", err)
+			clear := f.clearing && errors.Is(err, errNoRecord)
+			if clear {
+				f.remove(m[1])
+			}
+			f.log.Warn("kept build cannot be read", "file", file.Name(), "removed", clear, "error", err)
 			continue
 		}
 		news = append(news, r)
@@ -146,12 +166,16 @@ func (f *recordFiles) read(id string) (*buildRecord, error) {
 		return nil, err
 	}
 	defer file.Close()
-	var r buildRecord
-	if err := json.NewDecoder(io.LimitReader(file, maxRecordSize)).Decode(&r); err != nil {
+	text, err := io.ReadAll(io.LimitReader(file, maxRecordSize))
+	if err != nil {
 		return nil, err
 	}
+	var r buildRecord
+	if err := json.Unmarshal(text, &r); err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoRecord, err)
+	}
 	if r.ID != id || r.Ended == nil {
-		return nil, errors.New("it is not the record of this build")
+		return nil, errNoRecord
 	}
 	r.Features, r.Principals = orNone(r.Features), orNone(r.Principals)
 	r.LogBytes = f.sizeOf(id)
@@ -167,9 +191,15 @@ func (f *recordFiles) copyLog(id string, do func(piece []byte, more bool) error)
 	}
 	defer file.Close()
 	lines := bufio.NewReaderSize(file, 32<<10)
+	var rest []byte // of the piece before: a character that goes on in this one
 	for {
 		piece, more, err := lines.ReadLine()
 		if err == nil {
+			piece = append(rest, piece...)
+			rest = nil
+			if n := wholeRunes(piece); more {
+				piece, rest = piece[:n], slices.Clone(piece[n:])
+			}
 			err = do(piece, more)
 		}
 		switch err {
@@ -180,4 +210,17 @@ func (f *recordFiles) copyLog(id string, do func(piece []byte, more bool) error)
 			return err
 		}
 	}
+}
+
+// wholeRunes is the length of a text without the character that it breaks off in.
+func wholeRunes(text []byte) int {
+	for n := len(text) - 1; n >= max(0, len(text)-utf8.UTFMax+1); n-- {
+		if utf8.RuneStart(text[n]) {
+			if !utf8.FullRune(text[n:]) {
+				return n
+			}
+			break
+		}
+	}
+	return len(text)
 }

@@ -33,9 +33,9 @@ func (l *lab) underWay(name string, ok func(r buildRecord) bool) (r buildRecord)
 	l.Helper()
 	eventually(l, name+" is under way", func() bool {
 		all := l.buildsOf().UnderWay
-		i := slices.IndexFunc(all, func(r buildRecord) bool { return r.Name == name && ok(r) })
+		i := slices.IndexFunc(all, func(r *buildRecord) bool { return r.Name == name && ok(*r) })
 		if i >= 0 {
-			r = all[i]
+			r = *all[i]
 		}
 		return i >= 0
 	})
@@ -49,9 +49,9 @@ func (l *lab) ended(name string) (r buildRecord) {
 	l.Helper()
 	eventually(l, name+" has ended", func() bool {
 		all := l.buildsOf().Ended
-		i := slices.IndexFunc(all, func(r buildRecord) bool { return r.Name == name && r.LogBytes > 0 })
+		i := slices.IndexFunc(all, func(r *buildRecord) bool { return r.Name == name && r.LogBytes > 0 })
 		if i >= 0 {
-			r = all[i]
+			r = *all[i]
 		}
 		return i >= 0
 	})
@@ -97,12 +97,12 @@ func TestEveryBuildIsSeen(t *testing.T) {
 	if l.ended("next"); done.ID != r.ID || done.Result != "built" || done.Status != nix.StatusBuilt.String() || done.Builder != "b1" || done.Clients != 0 || len(done.Attempts) != 0 || len(done.Principals) != 2 {
 		t.Errorf("it ended as %+v", done)
 	}
-	again, err := openLedger(l.proxy.builds.ledger.files.dir, l.proxy.policy, newInflight(), l.proxy.log)
+	again, err := openLedger(l.proxy.builds.ledger.files.dir, l.proxy.policy, newInflight(), nil, l.proxy.log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, ended := again.all(&asker{})
-	if !slices.ContainsFunc(ended, func(e buildRecord) bool {
+	if !slices.ContainsFunc(ended, func(e *buildRecord) bool {
 		return e.ID == r.ID && e.LogBytes == done.LogBytes && e.Ended.Equal(*done.Ended)
 	}) || len(ended) != 2 {
 		t.Errorf("after a restart there is %+v", ended)
@@ -319,6 +319,11 @@ func TestFollowedLogEndsWithItsReader(t *testing.T) {
 	if err := l.proxy.AskAdmin(ctx, io.Discard, []string{"log", r.ID, "--follow"}, Look{}); err != nil {
 		t.Error(err)
 	}
+	ctx, stop := context.WithCancelCause(t.Context())
+	stop(ErrStops)
+	if err := l.proxy.AskAdmin(ctx, io.Discard, []string{"log", r.ID, "--follow"}, Look{}); err != ErrStops {
+		t.Errorf("when the proxy stops: %v", err)
+	}
 	close(release)
 	<-end
 }
@@ -366,9 +371,11 @@ func TestKeptBuildsAreReadWithCare(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	before := make(chan struct{})
+	l.proxy.builds.ledger.before = before
 	for name, text := range map[string]string{
 		"aaaaaa.json": "{", "bbbbbb.json": string(whole), "cccccc.json": `{"id": "cccccc"}`, "../x.json": "{}",
-		"dddddd.log": "left", "eeeeee.json.tmp": "left", "ffffff.json": strings.ReplaceAll(string(whole), r.ID, "ffffff"),
+		"aaaaaa.log": "of nobody", "dddddd.log": "left", "eeeeee.json.tmp": "left", "ffffff.json": strings.ReplaceAll(string(whole), r.ID, "ffffff"),
 	} {
 		if err := os.WriteFile(filepath.Join(files.dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -377,17 +384,78 @@ func TestKeptBuildsAreReadWithCare(t *testing.T) {
 	if b := l.buildsOf(); b.EndedCount != 2 { // the one of another process came meanwhile
 		t.Errorf("there is %+v", b)
 	}
-	again, err := openLedger(files.dir, l.proxy.policy, newInflight(), slog.New(slog.DiscardHandler))
+	again, err := openLedger(files.dir, l.proxy.policy, newInflight(), nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, ended := again.all(&asker{}); len(ended) != 2 {
 		t.Errorf("after a restart there is %+v", ended)
 	}
-	for _, name := range []string{"dddddd.log", "eeeeee.json.tmp"} {
+	for _, name := range []string{"aaaaaa.json", "aaaaaa.log", "bbbbbb.json", "cccccc.json", "dddddd.log", "eeeeee.json.tmp"} {
 		if _, err := os.Stat(filepath.Join(files.dir, name)); err == nil {
 			t.Errorf("%s is still there", name)
 		}
+	}
+}
+
+// Guards against an upgrade that takes away what the old process is about to write, and
+// against builds that end there and are never seen, or looked for for ever.
+func TestTheProcessBeforeKeepsItsBuilds(t *testing.T) {
+	l := newLab(t)
+	dir := t.TempDir()
+	write := func(names ...string) {
+		for _, name := range names {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte("text"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write("aaaaaa.log.tmp", "bbbbbb.log")
+	before := make(chan struct{})
+	next, err := openLedger(dir, l.proxy.policy, newInflight(), before, l.proxy.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"aaaaaa.log.tmp", "bbbbbb.log"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Errorf("of the old process: %v", err)
+		}
+	}
+	end := func(id string) {
+		now := time.Now()
+		r := &buildRecord{ID: id, Name: "old", Asked: now, Ended: &now, Result: "built"}
+		if err := next.files.create(id, ".json", func(w io.Writer) error { return json.NewEncoder(w).Encode(r) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	known := func() int {
+		_, ended := next.all(&asker{})
+		return len(ended)
+	}
+	end("bbbbbb")
+	if n := known(); n != 1 {
+		t.Errorf("%d builds are known while the old process runs", n)
+	}
+	end("cccccc")
+	close(before)
+	if n := known(); n != 2 {
+		t.Errorf("%d builds are known when it has ended", n)
+	}
+	end("dddddd")
+	if n := known(); n != 2 {
+		t.Errorf("files of nobody are looked for: %d builds", n)
+	}
+}
+
+// Guards against an answer that changes while it is written, since records are shared.
+func TestRecordsInAnAnswerStayAsTheyAre(t *testing.T) {
+	l := newLab(t).proxy.builds.ledger
+	now := time.Now()
+	l.ended = []*buildRecord{{ID: "aaaaaa", Ended: &now, LogBytes: 10}}
+	_, before := l.all(&asker{})
+	l.policy.Current().Limits.BuildLogs = 0
+	if _, after := l.all(&asker{}); before[0].LogBytes != 10 || after[0].LogBytes != 0 {
+		t.Errorf("the answer has %d bytes now, the next one %d", before[0].LogBytes, after[0].LogBytes)
 	}
 }
 

@@ -81,6 +81,9 @@ type Proxy struct {
 	// looked says that it was tried once which builders are there.
 	looked  atomic.Bool
 	started time.Time
+	// before is closed when the process whose place this one has taken has ended; nil if
+	// there was none.
+	before <-chan struct{}
 
 	stopFetches context.CancelCauseFunc
 }
@@ -88,22 +91,22 @@ type Proxy struct {
 // New opens the state directory and makes ready to serve. Nothing is dialled
 // yet.
 func New(ctx context.Context, opts Options) (*Proxy, error) {
-	p := &Proxy{started: time.Now(), policy: opts.Policy, version: opts.Version, log: opts.Log, audit: opts.Audit, metrics: opts.Metrics}
+	p := &Proxy{started: time.Now(), policy: opts.Policy, version: opts.Version, log: opts.Log, audit: opts.Audit, metrics: opts.Metrics, before: opts.Predecessor}
 	p.reloads.started = opts.Policy.Current()
 	if p.audit == nil {
 		p.audit = noAudit{}
 	}
-	if err := p.open(ctx, opts.BeforeStore); err != nil {
+	if err := p.open(ctx, opts); err != nil {
 		return nil, err
 	}
-	p.awaitPredecessor(opts.Predecessor)
+	p.awaitPredecessor()
 	p.apply(p.policy.Current())
 	p.warnOfHostCertificate()
 	p.metrics.Watch(p.state)
 	return p, nil
 }
 
-func (p *Proxy) open(ctx context.Context, beforeStore func() error) (err error) {
+func (p *Proxy) open(ctx context.Context, opts Options) (err error) {
 	pol := p.policy.Current()
 	if err := os.MkdirAll(pol.StateDir, 0o700); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
@@ -120,8 +123,8 @@ func (p *Proxy) open(ctx context.Context, beforeStore func() error) (err error) 
 		return err
 	}
 	p.hostKey = hostKey.PublicKey()
-	if beforeStore != nil {
-		if err := beforeStore(); err != nil {
+	if opts.BeforeStore != nil {
+		if err := opts.BeforeStore(); err != nil {
 			return err
 		}
 	}
@@ -169,7 +172,7 @@ func (p *Proxy) open(ctx context.Context, beforeStore func() error) (err error) 
 	fetchCtx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.stopFetches = stop
 	inflight := newInflight()
-	ledger, err := openLedger(filepath.Join(pol.StateDir, "builds"), p.policy, inflight, p.log)
+	ledger, err := openLedger(filepath.Join(pol.StateDir, "builds"), p.policy, inflight, p.before, p.log)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -57,7 +58,7 @@ func (b *builds) awaitTurn(ctx context.Context, s *session, drvPath nix.StorePat
 	}
 	nix.Line(log, fmt.Sprintf("waiting %s with '%s': %s began more than %d builds a minute (builds_per_minute)",
 		wait.Round(time.Second), drvPath, p.Name, p.BuildsPerMinute))
-	b.refusals.note(DelayedBuild, levelWarn, "build waits: too many in a minute", "principal", p.Name, "drv", drvPath.String(), "for", wait.Round(time.Second).String())
+	b.refusals.note(DelayedBuild, slog.LevelWarn, "build waits: too many in a minute", "principal", p.Name, "drv", drvPath.String(), "for", wait.Round(time.Second).String())
 	select {
 	case <-time.After(wait):
 		return nil

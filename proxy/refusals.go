@@ -28,9 +28,6 @@ const (
 	PenalisedSource   Refusal = "penalised"              // a source is kept out from now on
 )
 
-// levelWarn is of what an admin may want to do something about.
-const levelWarn = slog.LevelWarn
-
 const (
 	// refusalLines of each reason are logged at once, and then one for each
 	// refusalPause: whoever is refused could fill the disk otherwise.

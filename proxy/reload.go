@@ -96,26 +96,19 @@ func (p *Proxy) takeEffect(before *policy.Policy, by string) Reloaded {
 func (r Reloaded) String() string {
 	text := "policy loaded"
 	if r.Dismissed > 0 {
-		text += fmt.Sprintf("; %s ended, as the new policy forbids them", plural(r.Dismissed, "connection"))
+		text += fmt.Sprintf("; %s ended, as the new policy forbids them", policy.CountOf(r.Dismissed, "connection"))
 	}
 	if r.Finishing > 0 {
-		text += fmt.Sprintf("; %s will end when their builds are done, as the new policy forbids them", plural(r.Finishing, "connection"))
+		text += fmt.Sprintf("; %s will end when their builds are done, as the new policy forbids them", policy.CountOf(r.Finishing, "connection"))
 	}
 	if r.Jumps > 0 {
-		text += fmt.Sprintf("; %s ended", plural(r.Jumps, "jump"))
+		text += fmt.Sprintf("; %s ended", policy.CountOf(r.Jumps, "jump"))
 	}
 	text += "\n"
 	if len(r.NeedsRestart) > 0 {
 		text += restartText(r.NeedsRestart) + "\n"
 	}
 	return text
-}
-
-func plural(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
 }
 
 func restartText(keys []string) string {

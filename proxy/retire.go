@@ -32,6 +32,27 @@ func (p *Proxy) DrainReplaced(ctx context.Context) {
 	p.front.Drain(ctx, Draining{Idle: idleAtUpgrade, Jumps: true})
 }
 
+// FollowDrains drains the builders that the other process of an upgrade has drained, and
+// no others.
+func (p *Proxy) FollowDrains() {
+	if err := p.drains.follow(); err != nil {
+		p.log.Error("what the other process drained is not known", "error", err)
+	}
+}
+
+// oldProcess reports whether the process whose place this one has taken still runs.
+func (p *Proxy) oldProcess() bool {
+	if p.before == nil {
+		return false
+	}
+	select {
+	case <-p.before:
+		return false
+	default:
+		return true
+	}
+}
+
 // Retire gives all that only one process may have to another one: the store's index,
 // and the files of what was learned. Clients are served as before. Resume takes it
 // back, as long as the other has served nobody.
@@ -73,14 +94,14 @@ func (p *Proxy) Alive() {
 
 // awaitPredecessor keeps builders awake until the process that was here before has
 // ended: it may still use them.
-func (p *Proxy) awaitPredecessor(ended <-chan struct{}) {
-	if ended == nil {
+func (p *Proxy) awaitPredecessor() {
+	if p.before == nil {
 		return
 	}
 	p.sleepers.resting.Store(true)
 	p.builds.fetches.Go(func() {
 		select {
-		case <-ended:
+		case <-p.before:
 			p.sleepers.resting.Store(false)
 		case <-p.builds.fetchCtx.Done():
 		}

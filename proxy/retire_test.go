@@ -157,3 +157,30 @@ func TestClientsAreToldThatTheProxyDrains(t *testing.T) {
 		t.Errorf("the client was told:\n%s", told.String())
 	}
 }
+
+// Guards against builds that the old process of an upgrade begins on a builder which was
+// drained in the new one.
+func TestTheOldProcessFollowsDrains(t *testing.T) {
+	l := newLab(t, newLabBuilder("b1"), newLabBuilder("b2"))
+	l.change("drain", "b2", "old reason")
+	old := l.succeed()
+	before := make(chan struct{})
+	l.proxy.before = before
+	l.change("undrain", "b2")
+	if got := l.change("drain", "b1", "new disk"); got != "builder 'b1' is drained; no build runs there; an old process may still have builds there\n" {
+		t.Errorf("the admin reads %q", got)
+	}
+	old.FollowDrains()
+	for _, b := range old.router.Status().Builders {
+		if b.Draining != (b.Name == "b1") || b.Draining && b.Trouble != "drained: new disk" {
+			t.Errorf("in the old process %s is %+v", b.Name, b)
+		}
+	}
+	if got := l.admin("status"); !strings.Contains(got, "an old process still ends its builds") {
+		t.Errorf("status says:\n%s", got)
+	}
+	close(before)
+	if got := l.admin("status"); strings.Contains(got, "old process") {
+		t.Errorf("when it has ended status says:\n%s", got)
+	}
+}

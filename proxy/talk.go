@@ -62,6 +62,9 @@ func (a *asker) seesReasons() bool {
 	return a.client == nil || a.access.Principal.Role == policy.RoleFull
 }
 
+// ErrStops ends an answer that goes on when the proxy stops, as the cause of its context.
+var ErrStops = errors.New("the proxy stops, or another process takes its place: ask again for the rest")
+
 // answer is what a question comes to. As JSON it is itself.
 type answer interface {
 	// print writes it for people.
@@ -77,7 +80,7 @@ func (p *Proxy) answerQuestion(ctx context.Context, x *Exec, words []string) int
 	if err == nil {
 		return 0
 	}
-	x.say(printable(endText(err)))
+	x.say(Printable(endText(err)))
 	if errors.As(err, new(*UsageError)) {
 		return statusUsage
 	}
@@ -87,16 +90,16 @@ func (p *Proxy) answerQuestion(ctx context.Context, x *Exec, words []string) int
 // untilStopping ends a context also when the front stops: an answer that goes on would
 // keep it from its end. Stop must be called.
 func untilStopping(ctx context.Context, stopping <-chan struct{}) (_ context.Context, stop func()) {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
 	var waiting sync.WaitGroup
 	waiting.Go(func() {
 		select {
 		case <-stopping:
-			cancel()
+			cancel(ErrStops)
 		case <-ctx.Done():
 		}
 	})
-	return ctx, func() { cancel(); waiting.Wait() }
+	return ctx, func() { cancel(nil); waiting.Wait() }
 }
 
 // exitWriter writes lines to a client.
@@ -112,7 +115,7 @@ var adminQuestions = []string{"status", "queue", "builds", "log", "who", "why", 
 // AskAdmin answers the admin, who may learn all. Words are a question and what follows.
 // The answer is written piece by piece: an error behind the first piece leaves it
 // incomplete. The error may be a [UsageError]. With --watch and --follow it goes on
-// until ctx ends or out fails. Out may have a method Flush, which is called when there
+// until ctx ends or out fails; the error is [ErrStops] if that is why ctx ended. Out may have a method Flush, which is called when there
 // is nothing more for now.
 func (p *Proxy) AskAdmin(ctx context.Context, out io.Writer, words []string, look Look) error {
 	if len(words) == 0 || !slices.Contains(adminQuestions, words[0]) {
@@ -143,10 +146,22 @@ func (p *Proxy) reply(ctx context.Context, a *asker, out io.Writer, words []stri
 			return nil // nobody reads it any more
 		}
 		flush(out)
-		if q.watch == 0 || !pause(ctx, q.watch) {
+		if q.watch == 0 {
 			return nil
 		}
+		if !pause(ctx, q.watch) {
+			return endedEarly(ctx)
+		}
 	}
+}
+
+// endedEarly is for an answer whose context ended before it: nil if nobody reads it any
+// more.
+func endedEarly(ctx context.Context) error {
+	if err := context.Cause(ctx); err == ErrStops {
+		return err
+	}
+	return nil
 }
 
 // pause reports whether a time has gone by before ctx ended.

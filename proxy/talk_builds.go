@@ -70,11 +70,11 @@ func (f *buildFilter) picks(r *buildRecord, now time.Time) bool {
 // buildsAnswer is what runs and what has ended.
 type buildsAnswer struct {
 	// UnderWay are those that wait or run, by arrival.
-	UnderWay []buildRecord `json:"under_way"`
+	UnderWay []*buildRecord `json:"under_way"`
 	// Ended are those that have ended, the latest first: of EndedCount that were
 	// asked for as many as the limit says.
-	EndedCount int           `json:"ended_count"`
-	Ended      []buildRecord `json:"ended"`
+	EndedCount int            `json:"ended_count"`
+	Ended      []*buildRecord `json:"ended"`
 
 	now time.Time
 }
@@ -86,19 +86,23 @@ func (p *Proxy) listBuilds(a *asker, q *question) (answer, error) {
 	if err := a.mayAsk("what others have built"); err != nil {
 		return nil, err
 	}
-	underWay, ended := p.builds.ledger.all(a)
-	return newBuilds(underWay, ended, &q.filter, time.Now()), nil
+	now, from := time.Now(), time.Time{}
+	if q.filter.since > 0 {
+		from = now.Add(-q.filter.since)
+	}
+	underWay, ended := p.builds.ledger.since(a, from)
+	return newBuilds(underWay, ended, &q.filter, now), nil
 }
 
-func newBuilds(underWay, ended []buildRecord, f *buildFilter, now time.Time) *buildsAnswer {
-	b := &buildsAnswer{UnderWay: []buildRecord{}, Ended: []buildRecord{}, now: now}
+func newBuilds(underWay, ended []*buildRecord, f *buildFilter, now time.Time) *buildsAnswer {
+	b := &buildsAnswer{UnderWay: []*buildRecord{}, Ended: []*buildRecord{}, now: now}
 	for _, r := range underWay {
-		if f.picks(&r, now) {
+		if f.picks(r, now) {
 			b.UnderWay = append(b.UnderWay, r)
 		}
 	}
 	for _, r := range ended {
-		if !f.picks(&r, now) {
+		if !f.picks(r, now) {
 			continue
 		}
 		if b.EndedCount++; f.limit == 0 || len(b.Ended) < f.limit {
@@ -111,8 +115,7 @@ func newBuilds(underWay, ended []buildRecord, f *buildFilter, now time.Time) *bu
 func (b *buildsAnswer) print(page *page) {
 	page.heading("Under way: %d", len(b.UnderWay))
 	rows := [][]string{{"BUILD", "NAME", "SYSTEM", "FOR", "STATE", "ON", "SINCE", "NOTE"}}
-	for i := range b.UnderWay {
-		r := &b.UnderWay[i]
+	for _, r := range b.UnderWay {
 		rows = append(rows, []string{r.ID, r.Name, r.System, list(r.Principals), r.stateText(), cmp.Or(r.Builder, "-"), span(r.took(b.now)), r.note()})
 	}
 	if len(rows) > 1 {
@@ -121,8 +124,7 @@ func (b *buildsAnswer) print(page *page) {
 	page.line("")
 	page.heading("%s", endedText(len(b.Ended), b.EndedCount))
 	rows = [][]string{{"BUILD", "NAME", "SYSTEM", "FOR", "RESULT", "ON", "TOOK", "ENDED", "NOTE"}}
-	for i := range b.Ended {
-		r := &b.Ended[i]
+	for _, r := range b.Ended {
 		rows = append(rows, []string{
 			r.ID, r.Name, r.System, list(r.Principals), r.Result, cmp.Or(r.Builder, "-"), span(r.took(b.now)), span(b.now.Sub(*r.Ended)) + " ago", r.note(),
 		})

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -20,7 +21,7 @@ import (
 )
 
 // townBuilds are builds of a day in the town, with what peers may say.
-func townBuilds() (underWay, ended []buildRecord) {
+func townBuilds() (underWay, ended []*buildRecord) {
 	at := func(d time.Duration) *time.Time { when := townTime().Add(-d); return &when }
 	record := func(id, name, principal, state string) buildRecord {
 		return buildRecord{
@@ -48,7 +49,7 @@ func townBuilds() (underWay, ended []buildRecord) {
 	killed := end(record("2c2c2c", "endless", "eve", ""), 26*time.Hour, 5*time.Hour, "killed", "MiscFailure", "build of 'x' was killed by root: too long")
 	left := end(record("3d3d3d", "unwanted", "alice", ""), time.Second, 50*time.Hour, "abandoned", "", "")
 	left.LogBytes = 0
-	return []buildRecord{running, inputs, waiting}, []buildRecord{built, failed, killed, left}
+	return []*buildRecord{&running, &inputs, &waiting}, []*buildRecord{&built, &failed, &killed, &left}
 }
 
 // townSights are connections to the town.
@@ -92,6 +93,29 @@ func TestAdminsAnswersReadAsWritten(t *testing.T) {
 			if want, err := os.ReadFile(golden); err != nil || got != string(want) {
 				t.Errorf("%s: %v, got:\n%s\nwant:\n%s", golden, err, got, want)
 			}
+		}
+	}
+}
+
+// Guards against "-3600s ago" when the clock was set back.
+func TestNothingEndsInTheFuture(t *testing.T) {
+	for d, want := range map[time.Duration]string{-time.Hour: "0s", 0: "0s", 59*time.Second + 600*time.Millisecond: "1m 00s", 25 * time.Hour: "1d 1h"} {
+		if got := span(d); got != want {
+			t.Errorf("%s is %q, want %q", d, got, want)
+		}
+	}
+}
+
+// Guards against "1 connections".
+func TestOneOfSomethingIsNotMany(t *testing.T) {
+	answers := []answer{
+		&statusAnswer{Domains: []string{"default"}, Totals: &totals{Connections: 1, Principals: 1}},
+		&keyAnswer{Builders: 1, Slots: 1},
+		newWho([]connSight{{who: townSights()[0].who, jumps: 1}}, townTime()),
+	}
+	for _, a := range answers {
+		if text := inWords(a, Look{}); regexp.MustCompile(`\b1 \w+s\b`).MatchString(text) {
+			t.Errorf("%T reads:\n%s", a, text)
 		}
 	}
 }
@@ -193,14 +217,18 @@ func TestWatchedAnswersComeAgain(t *testing.T) {
 	}
 }
 
-// Guards against answers that go on and keep the proxy from its end.
+// Guards against answers that go on and keep the proxy from its end, or end with it as if
+// there were no more to say.
 func TestWatchedAnswersEndWithTheProxy(t *testing.T) {
 	l := newLab(t)
 	for _, command := range []string{"status --watch 1", "queue --watch 3600"} {
 		stopping := make(chan struct{})
 		close(stopping)
-		if got := l.run("alice", command, func(x *Exec) { x.Stopping = stopping }); got.status != 0 || got.stdout == "" {
+		if got := l.run("alice", command, func(x *Exec) { x.Stopping = stopping }); got.status != 1 || got.stdout == "" || got.stderr != "nixbastion: "+ErrStops.Error()+"\n" {
 			t.Errorf("%s: %+v", command, got)
+		}
+		if got := l.run("alice", strings.Fields(command)[0], func(x *Exec) { x.Stopping = stopping }); got.status != 0 || got.stdout == "" {
+			t.Errorf("%s once: %+v", command, got)
 		}
 	}
 }

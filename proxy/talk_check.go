@@ -121,7 +121,7 @@ func (k *keyAnswer) print(page *page) {
 		{"domain", k.Domain},
 		{"systems", list(k.Systems)},
 		{"features", list(k.Features)},
-		{"builders", fmt.Sprintf("%d of %d up, %d builds at once", k.BuildersUp, k.Builders, k.Slots)},
+		{"builders", fmt.Sprintf("%d of %d up, %s at once", k.BuildersUp, k.Builders, policy.CountOf(k.Slots, "build"))},
 	}...))
 	if k.MachinesLine != "" {
 		page.paste("in /etc/nix/machines, one line, with the client's own key in it", k.MachinesLine)

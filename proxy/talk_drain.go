@@ -41,7 +41,11 @@ func (p *Proxy) drain(builder, reason string) (string, error) {
 		return "", err
 	}
 	p.glances.forget()
-	return printable(fmt.Sprintf("builder '%s' is drained; %s\n", builder, workText(p.workOf(builder)))), nil
+	text := workText(p.workOf(builder))
+	if p.oldProcess() {
+		text += "; an old process may still have builds there"
+	}
+	return Printable(fmt.Sprintf("builder '%s' is drained; %s\n", builder, text)), nil
 }
 
 func (p *Proxy) undrain(builder string) (string, error) {
@@ -52,7 +56,7 @@ func (p *Proxy) undrain(builder string) (string, error) {
 		return "", err
 	}
 	p.glances.forget()
-	return printable(fmt.Sprintf("builder '%s' is drained no more\n", builder)), nil
+	return Printable(fmt.Sprintf("builder '%s' is drained no more\n", builder)), nil
 }
 
 // knows refuses a builder that is not in the policy.

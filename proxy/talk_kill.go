@@ -18,7 +18,7 @@ const (
 // kill ends a build that waits or runs. Its clients read by whom and why; nothing tries
 // it again.
 func (p *Proxy) kill(ctx context.Context, by, build, reason string) (string, error) {
-	if len(reason) > maxKillReason || !utf8.ValidString(reason) || printable(reason) != reason {
+	if len(reason) > maxKillReason || !utf8.ValidString(reason) || Printable(reason) != reason {
 		return "", usage("the reason is for people: up to %d bytes of printable text", maxKillReason)
 	}
 	r, err := p.builds.ledger.find(&asker{}, build, true)
@@ -32,15 +32,15 @@ func (p *Proxy) kill(ctx context.Context, by, build, reason string) (string, err
 	told := e.snapshot().Clients
 	ctx, cancel := context.WithTimeout(ctx, killPatience)
 	defer cancel()
-	r, begun := e.kill(ctx, &killError{by: by, reason: reason})
+	now, begun := e.kill(ctx, &killError{by: by, reason: reason})
 	p.glances.forget()
 	switch {
-	case r.Ended == nil:
+	case now.Ended == nil:
 		return fmt.Sprintf("build %s (%s) is being ended; its builder takes its time\n", r.ID, r.Name), nil
-	case !begun || r.Result != "killed":
-		return "", usage("build %s has ended already: %s", r.ID, r.Result)
+	case !begun || now.Result != "killed":
+		return "", usage("build %s has ended already: %s", r.ID, now.Result)
 	}
-	return fmt.Sprintf("build %s (%s) is killed%s; %s\n", r.ID, r.Name, placeText(&r), clientsText(told)), nil
+	return fmt.Sprintf("build %s (%s) is killed%s; %s\n", r.ID, r.Name, placeText(&now), clientsText(told)), nil
 }
 
 func placeText(r *buildRecord) string {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"strings"
 
 	"nixbastion/internal/nix"
 )
@@ -18,6 +19,9 @@ type logObject struct {
 	Build *buildRecord `json:"build,omitempty"`
 }
 
+// cutShort stands where the rest of a log was lost.
+const cutShort = "nixbastion: the rest of the log is lost: it could not be written on the proxy's disk"
+
 // writeLog streams the log of a build: of one under way as far as it has come, or with
 // --follow until it ends.
 func (p *Proxy) writeLog(ctx context.Context, a *asker, out io.Writer, q *question) error {
@@ -27,21 +31,29 @@ func (p *Proxy) writeLog(ctx context.Context, a *asker, out io.Writer, q *questi
 	if err := a.mayAsk("what others have built"); err != nil {
 		return err
 	}
-	l := p.builds.ledger
-	r, err := l.find(a, q.args[0], false)
+	r, err := p.builds.ledger.find(a, q.args[0], false)
 	if err != nil {
 		return err
 	}
+	return p.logOf(ctx, a, out, r, q)
+}
+
+// logOf streams the log of a build that was found.
+func (p *Proxy) logOf(ctx context.Context, a *asker, out io.Writer, r *buildRecord, q *question) (err error) {
+	l := p.builds.ledger
 	lines := &logLines{out: bufio.NewWriterSize(out, 32<<10), to: out, json: q.json}
 	if e := l.entry(r.ID); e != nil {
 		if release, ok := e.log.hold(); ok {
 			defer release()
 			return lines.live(ctx, e, q.follow)
 		}
-		<-e.build.done
-		r = e.snapshot()
 	}
-	return lines.kept(l, &r)
+	if r.Ended == nil { // it has ended since it was found
+		if r, err = l.find(a, r.ID, false); err != nil {
+			return err
+		}
+	}
+	return lines.kept(l, r)
 }
 
 // logLines writes lines of a log in the form that was asked for.
@@ -55,7 +67,7 @@ type logLines struct {
 func (w *logLines) live(ctx context.Context, e *ledgerEntry, follow bool) error {
 	reader := &logReader{ctx: ctx, log: e.log, idle: w.flush}
 	if !follow {
-		reader.until = e.log.size()
+		reader.bounded, reader.until = true, e.log.size()
 	}
 	var failure error
 	text := &logText{w: lineWriter{w}}
@@ -63,8 +75,15 @@ func (w *logLines) live(ctx context.Context, e *ledgerEntry, follow bool) error 
 		failure = text.message(m)
 		return failure
 	})
-	if failure != nil || ctx.Err() != nil {
+	switch {
+	case failure != nil:
 		return nil // nobody reads it any more
+	case ctx.Err() != nil:
+		w.flush()
+		return endedEarly(ctx)
+	}
+	if e.log.broken() {
+		w.piece(cutShort, false)
 	}
 	r := e.snapshot()
 	w.end(&r)
@@ -104,10 +123,11 @@ func (w *logLines) end(r *buildRecord) {
 }
 
 func (w *logLines) piece(text string, more bool) error {
+	text = plainLine(text) // a file may have been written by somebody else
 	if w.json {
 		return w.object(logObject{Text: text, More: more})
 	}
-	w.out.WriteString(plainLine(text)) // a file may have been written by somebody else
+	w.out.WriteString(text)
 	if !more {
 		w.out.WriteByte('\n')
 	}
@@ -116,9 +136,13 @@ func (w *logLines) piece(text string, more bool) error {
 }
 
 func (w *logLines) object(line logObject) error {
-	enc := json.NewEncoder(w.out)
+	var text strings.Builder
+	enc := json.NewEncoder(&text)
 	enc.SetEscapeHTML(false)
-	err := enc.Encode(line)
+	if err := enc.Encode(line); err != nil {
+		return err
+	}
+	_, err := w.out.WriteString(Printable(text.String())) // what peers said of the build, too
 	if line.Build != nil {
 		w.flush()
 	}

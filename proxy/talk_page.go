@@ -55,7 +55,7 @@ func inJSON(a any) (string, error) {
 	if err := enc.Encode(a); err != nil {
 		return "", fmt.Errorf("write the answer: %w", err)
 	}
-	return printable(text.String()), nil
+	return Printable(text.String()), nil
 }
 
 func inWords(a answer, look Look) string {
@@ -64,9 +64,9 @@ func inWords(a answer, look Look) string {
 	return page.String()
 }
 
-// printable takes away what could do more to a terminal than print: texts of
+// Printable takes away what could do more to a terminal than print: texts of
 // peers are in answers, such as what a builder's sshd said.
-func printable(text string) string {
+func Printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if r == '\n' || unicode.IsPrint(r) {
 			return r
@@ -85,12 +85,12 @@ type page struct {
 func (p *page) String() string { return p.text.String() }
 
 func (p *page) line(format string, args ...any) {
-	p.text.WriteString(printable(fmt.Sprintf(format, args...)) + "\n")
+	p.text.WriteString(Printable(fmt.Sprintf(format, args...)) + "\n")
 }
 
 // heading is a line that stands out.
 func (p *page) heading(format string, args ...any) {
-	p.text.WriteString(p.paint(bold, printable(fmt.Sprintf(format, args...))) + "\n")
+	p.text.WriteString(p.paint(bold, Printable(fmt.Sprintf(format, args...))) + "\n")
 }
 
 // table writes rows with aligned columns, indented. Those named by their place have
@@ -99,7 +99,7 @@ func (p *page) table(rows [][]string, states ...int) {
 	var widths []int
 	for _, row := range rows {
 		for i := range row {
-			row[i] = strings.ReplaceAll(printable(row[i]), "\n", " ")
+			row[i] = strings.ReplaceAll(Printable(row[i]), "\n", " ")
 		}
 		for i := range len(row) - 1 { // the last one needs no room behind it
 			if i == len(widths) {
@@ -156,9 +156,10 @@ func stateColour(text string) string {
 	return plain
 }
 
-// span is a duration as people read it: its two largest units.
+// span is a duration as people read it: its two largest units. What is to come by a clock
+// that was set back is now.
 func span(d time.Duration) string {
-	switch d = d.Round(time.Second); {
+	switch d = max(0, d.Round(time.Second)); {
 	case d < time.Minute:
 		return fmt.Sprintf("%ds", d/time.Second)
 	case d < time.Hour:
@@ -167,17 +168,4 @@ func span(d time.Duration) string {
 		return fmt.Sprintf("%dh %02dm", d/time.Hour, d%time.Hour/time.Minute)
 	}
 	return fmt.Sprintf("%dd %dh", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
-}
-
-// bytesText is an amount as people read it.
-func bytesText(n int64) string {
-	const units = "KMGTPE"
-	if n < 1<<10 {
-		return fmt.Sprintf("%d B", n)
-	}
-	size, unit := float64(n)/(1<<10), 0
-	for ; size >= 1000 && unit < len(units)-1; unit++ {
-		size /= 1 << 10
-	}
-	return fmt.Sprintf("%.1f %ciB", size, units[unit])
 }

@@ -3,6 +3,9 @@ package proxy
 import (
 	"fmt"
 	"time"
+
+	"nixbastion/policy"
+	"nixbastion/proxy/upstream"
 )
 
 // totalsSpan is how far back builds that have ended are counted.
@@ -11,6 +14,9 @@ const totalsSpan = time.Hour
 // totals are what an admin wants to know first.
 type totals struct {
 	UpSeconds int64 `json:"up_seconds"`
+	// OldProcess says that the process whose place this one has taken still ends its
+	// builds, which no answer has.
+	OldProcess bool `json:"old_process,omitempty"`
 	// Running and Waiting count builds under way; the next two those that ended within
 	// the last hour, as far as they are remembered.
 	Running        int `json:"running"`
@@ -26,18 +32,17 @@ type totals struct {
 }
 
 func (p *Proxy) totals(a *asker, now time.Time) *totals {
-	t := &totals{UpSeconds: int64(now.Sub(p.started) / time.Second), StoreBytes: p.cache.Stats().Bytes, StoreSize: p.policy.Current().Cache.Size}
-	underWay, ended := p.builds.ledger.all(a)
-	for i := range underWay {
-		if underWay[i].State == "running" {
+	t := &totals{OldProcess: p.oldProcess(), UpSeconds: int64(now.Sub(p.started) / time.Second), StoreBytes: p.cache.Stats().Bytes, StoreSize: p.policy.Current().Cache.Size}
+	underWay, ended := p.builds.ledger.since(a, now.Add(-totalsSpan))
+	for _, r := range underWay {
+		if r.State == "running" {
 			t.Running++
 		} else {
 			t.Waiting++
 		}
 	}
-	for i := range ended {
-		switch r := &ended[i]; {
-		case now.Sub(*r.Ended) > totalsSpan:
+	for _, r := range ended {
+		switch {
 		case r.Result == "built":
 			t.BuiltLastHour++
 		case r.failed():
@@ -54,10 +59,14 @@ func (p *Proxy) totals(a *asker, now time.Time) *totals {
 }
 
 func (t *totals) print(page *page) {
+	up := span(time.Duration(t.UpSeconds) * time.Second)
+	if t.OldProcess {
+		up += "; an old process still ends its builds, which are not shown here before they have ended"
+	}
 	page.table([][]string{
-		{"up", span(time.Duration(t.UpSeconds) * time.Second)},
+		{"up", up},
 		{"builds", fmt.Sprintf("%d running, %d waiting; in the last hour %d built, %d failed", t.Running, t.Waiting, t.BuiltLastHour, t.FailedLastHour)},
-		{"clients", fmt.Sprintf("%d connections of %d principals", t.Connections, t.Principals)},
-		{"store", bytesText(t.StoreBytes) + " of " + bytesText(t.StoreSize)},
+		{"clients", policy.CountOf(t.Connections, "connection") + " of " + policy.CountOf(t.Principals, "principal")},
+		{"store", fmt.Sprintf("%s of %s", upstream.Bytes(t.StoreBytes), upstream.Bytes(t.StoreSize))},
 	})
 }

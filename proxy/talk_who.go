@@ -6,6 +6,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"nixbastion/policy"
+	"nixbastion/proxy/upstream"
 )
 
 // whoAnswer is who is connected.
@@ -92,7 +95,7 @@ func (w *whoAnswer) print(page *page) {
 		if c.Certificate != "" {
 			key += " " + c.Certificate
 		}
-		rows = append(rows, []string{c.Principal, c.Address, span(w.now.Sub(c.Since)) + " ago", bytesText(c.Received), bytesText(c.Sent), key, c.doesText(w.now)})
+		rows = append(rows, []string{c.Principal, c.Address, span(w.now.Sub(c.Since)) + " ago", upstream.Bytes(c.Received).String(), upstream.Bytes(c.Sent).String(), key, c.doesText(w.now)})
 	}
 	page.table(rows)
 }
@@ -108,12 +111,8 @@ func (c *connectionStatus) doesText(now time.Time) string {
 	if more := len(c.Sessions) - len(does); more > 0 {
 		does = append(does, fmt.Sprintf("%d more", more))
 	}
-	switch c.Jumps {
-	case 0:
-	case 1:
-		does = append(does, "1 jump")
-	default:
-		does = append(does, fmt.Sprintf("%d jumps", c.Jumps))
+	if c.Jumps > 0 {
+		does = append(does, policy.CountOf(c.Jumps, "jump"))
 	}
 	return cmp.Or(strings.Join(does, ", "), "no session")
 }

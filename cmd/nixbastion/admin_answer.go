@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"os/user"
 	"slices"
@@ -13,7 +14,7 @@ import (
 )
 
 // adminLong is how many answers may go on at once that have no end of their own or are
-// as long as a log. The others of adminConns are for short ones.
+// as long as a log or a list of the store. The others of adminConns are for short ones.
 const adminLong = adminConns / 2
 
 // isLong says of a question that its answer may be one of those.
@@ -32,17 +33,14 @@ func (a *admin) answer(w http.ResponseWriter, r *http.Request, words []string) {
 	}
 	defer a.open.RUnlock()
 	if isLong(words) {
-		select {
-		case a.long <- struct{}{}:
-			defer func() { <-a.long }()
-		default:
-			http.Error(w, "as many logs and answers with --follow or --watch are open already as can be; end one of them", http.StatusServiceUnavailable)
+		if !a.beginLong(w) {
 			return
 		}
+		defer a.endLong()
 	}
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	defer context.AfterFunc(a.halted, cancel)()
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	defer context.AfterFunc(a.halted, func() { cancel(proxy.ErrStops) })()
 	q := r.URL.Query()
 	out := &answerWriter{to: w, control: http.NewResponseController(w)}
 	err := a.ask(ctx, out, words, proxy.Look{Terminal: q.Has("terminal"), Colour: q.Has("colour")})
@@ -52,10 +50,25 @@ func (a *admin) answer(w http.ResponseWriter, r *http.Request, words []string) {
 	case err != nil && !out.begun:
 		http.Error(w, err.Error(), statusOf(err))
 	case err != nil:
-		a.log.Warn("answer to the admin ended early", "error", err)
+		if !errors.Is(err, proxy.ErrStops) {
+			a.log.Warn("answer to the admin ended early", "error", err)
+		}
 		panic(http.ErrAbortHandler) // so that it is not taken for a whole one
 	}
 }
+
+// beginLong makes room for a long answer until endLong, or says that there is none.
+func (a *admin) beginLong(w http.ResponseWriter) (ok bool) {
+	select {
+	case a.long <- struct{}{}:
+		return true
+	default:
+		http.Error(w, "as many logs, lists of the store and answers with --follow or --watch are open already as can be; end one of them", http.StatusServiceUnavailable)
+		return false
+	}
+}
+
+func (a *admin) endLong() { <-a.long }
 
 // answerWriter writes an answer to a socket. Each piece has adminWriteTimeout: a
 // reader that does not read ends its answer, and holds up nobody else.

@@ -5,14 +5,18 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/user"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -98,8 +102,58 @@ func TestABrokenAnswerIsNoAnswer(t *testing.T) {
 		return errors.New("the disk is gone")
 	})
 	var out, errs bytes.Buffer
-	if status := run([]string{"log", "x", "--socket", o.socket}, &out, &errs); status != exitFailure || errs.String() != "nixbastion: the answer is cut short; the log of the proxy may say why\n" {
+	if status := run([]string{"log", "x", "--socket", o.socket}, &out, &errs); status != exitFailure || errs.String() != "nixbastion: "+errCut.Error()+"\n" {
 		t.Errorf("status %d, %s", status, &errs)
+	}
+}
+
+// Guards against a picture that stands still since the proxy was upgraded or started again,
+// and nobody says so.
+func TestWatchedAnswersGoOnWithTheNextProcess(t *testing.T) {
+	var asked atomic.Int32
+	live, err := policy.NewLive(writePolicy(t, "state_dir: state\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Dir(live.Current().Admin.Socket), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	start := func() *admin {
+		a, err := startAdmin(live, func(ctx context.Context, out io.Writer, _ []string, _ proxy.Look) error {
+			n := asked.Add(1)
+			if n == 3 {
+				return errors.New("the disk is gone")
+			}
+			fmt.Fprintf(out, "answer %d\n", n)
+			out.(*answerWriter).Flush()
+			<-ctx.Done()
+			return context.Cause(ctx)
+		}, nil, nil, nil, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	a := start()
+	from, to := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		done <- askFlags{Socket: live.Current().Admin.Socket}.askAgain(to, watchFlags{watchFlag{on: true}}, "status")
+		to.Close()
+	}()
+	lines := bufio.NewReader(from)
+	for _, want := range []string{"answer 1\n", "answer 2\n"} {
+		if text, err := lines.ReadString('\n'); text != want {
+			t.Fatalf("%q, %v; want %q", text, err, want)
+		}
+		if err := a.stop(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		a = start()
+	}
+	defer a.stop(t.Context())
+	if err := <-done; err == nil || err.Error() != "the disk is gone" {
+		t.Errorf("the last answer: %v", err)
 	}
 }
 
@@ -181,5 +235,20 @@ func TestKillSaysWhoDidIt(t *testing.T) {
 	}
 	if answer, err := getAs(os.Geteuid(), socket, http.MethodGet, "/kill?word=x"); err != nil || strings.Contains(answer.text, ": kill") {
 		t.Errorf("GET kills: %+v, %v", answer, err)
+	}
+}
+
+// Guards against hints that send whoever may not ask, or is not answered, the wrong way.
+func TestWhoIsNotAnsweredReadsWhatToDo(t *testing.T) {
+	refused := &net.OpError{Op: "dial", Net: "unix", Err: os.NewSyscallError("connect", syscall.EACCES)}
+	for want, err := range map[string]error{
+		"ask the proxy on s: permission denied\nhint: this account may not open the socket": &url.Error{Op: "Get", URL: "http://admin/status?", Err: refused},
+		"ask the proxy on s: EOF\nhint: it must run":                                        &url.Error{Op: "Get", URL: "http://admin/status?", Err: io.EOF},
+		"ask the proxy on s: no answer within 30s\nhint: its log":                           &url.Error{Op: "Get", URL: "http://admin/status?", Err: context.DeadlineExceeded},
+		"interrupted before the proxy answered":                                             &url.Error{Op: "Get", URL: "http://admin/status?", Err: context.Canceled},
+	} {
+		if got := unanswered("s", err); !strings.HasPrefix(got.Error(), want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
 	}
 }

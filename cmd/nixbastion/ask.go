@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"nixbastion/policy"
+	"nixbastion/proxy"
 )
 
 const (
@@ -25,6 +27,10 @@ const (
 	// maxRefusal is how much is read of a refusal, in bytes: all mistakes of a policy
 	// file fit in.
 	maxRefusal = 256 << 10
+	// askPause is between two questions where the first has lost its proxy, and
+	// restartPatience for how long it may be away.
+	askPause        = time.Second
+	restartPatience = time.Minute
 )
 
 // watchFlags say that an answer is wanted again and again.
@@ -41,6 +47,16 @@ type askFlags struct {
 
 // ask puts a question to the running proxy and prints the answer, as it comes.
 func (f askFlags) ask(out io.Writer, question string, words ...string) error {
+	ctx, stop := untilInterrupted()
+	defer stop()
+	return f.askUntil(ctx, out, question, words...)
+}
+
+func untilInterrupted() (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+}
+
+func (f askFlags) askUntil(ctx context.Context, out io.Writer, question string, words ...string) error {
 	socket, err := f.socket()
 	if err != nil {
 		return err
@@ -48,22 +64,59 @@ func (f askFlags) ask(out io.Writer, question string, words ...string) error {
 	if f.JSON {
 		words = append(words, "--json")
 	}
-	return request(out, socket, http.MethodGet, question, words...)
+	return requestWith(ctx, out, socket, http.MethodGet, question, nil, words...)
 }
 
-// askAgain is ask, again and again if so wanted.
+// askAgain is ask, again and again if so wanted: also of the process that takes the place
+// of the one that answered.
 func (f askFlags) askAgain(out io.Writer, watch watchFlags, question string, words ...string) error {
-	return f.ask(out, question, append(words, watch.Watch.words()...)...)
+	ctx, stop := untilInterrupted()
+	defer stop()
+	words = append(words, watch.Watch.words()...)
+	var lost time.Time // when an answer was cut short last
+	for {
+		err := f.askUntil(ctx, out, question, words...)
+		switch {
+		case !watch.Watch.on || ctx.Err() != nil:
+			return err
+		case errors.Is(err, errCut):
+			lost = time.Now()
+			fmt.Fprintln(os.Stderr, "nixbastion: the proxy answers no more; asking again")
+		case !errors.As(err, new(*unansweredError)) || time.Since(lost) > restartPatience:
+			return err
+		}
+		select {
+		case <-time.After(askPause):
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // request puts a question, or has something changed, on a socket and prints the
 // answer.
 func request(out io.Writer, socket, method, question string, words ...string) error {
-	return requestWith(out, socket, method, question, nil, words...)
+	ctx, stop := untilInterrupted()
+	defer stop()
+	return requestWith(ctx, out, socket, method, question, nil, words...)
 }
 
-// requestWith is request with a body, which may be nil.
-func requestWith(out io.Writer, socket, method, question string, body io.Reader, words ...string) error {
+var errCut = errors.New("the answer is cut short: the proxy has stopped or failed, or was upgraded; its log says which")
+
+// unansweredError is for a proxy that cannot be asked.
+type unansweredError struct {
+	socket, hint string
+	err          error
+}
+
+func (e *unansweredError) Error() string {
+	return fmt.Sprintf("ask the proxy on %s: %v\nhint: %s", e.socket, e.err, e.hint)
+}
+
+func (e *unansweredError) Unwrap() error { return e.err }
+
+// requestWith is request until ctx ends, which is no error, with a body, which may be nil.
+func requestWith(ctx context.Context, out io.Writer, socket, method, question string, body io.Reader, words ...string) error {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}
@@ -73,15 +126,13 @@ func requestWith(out io.Writer, socket, method, question string, body io.Reader,
 		client.Timeout = askTimeout
 	}
 	target := url.URL{Scheme: "http", Host: "admin", Path: "/" + question, RawQuery: query(out, words).Encode()}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
 	asked, err := http.NewRequestWithContext(ctx, method, target.String(), body)
 	if err != nil {
 		return err
 	}
 	answer, err := client.Do(asked)
 	if err != nil {
-		return fmt.Errorf("ask the proxy on %s: %w\nhint: it must run; another socket is --socket PATH, or --config FILE", socket, cause(err))
+		return unanswered(socket, err)
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {
@@ -92,10 +143,30 @@ func requestWith(out io.Writer, socket, method, question string, body io.Reader,
 	case ctx.Err() != nil: // whoever asked has enough
 		return nil
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return errors.New("the answer is cut short; the log of the proxy may say why")
+		return errCut
 	}
 	return err
 }
+
+// unanswered says what to do where nobody answers on a socket.
+func unanswered(socket string, err error) error {
+	if asked, ok := errors.AsType[*url.Error](err); ok {
+		err = asked.Err // its URL says nothing to people
+	}
+	hint := "it must run; another socket is --socket PATH, or --config FILE"
+	switch err = cause(err); {
+	case errors.Is(err, fs.ErrPermission):
+		hint = "this account may not open the socket: sudo, or see admin.socket and admin.users of the policy"
+	case errors.Is(err, context.DeadlineExceeded):
+		err, hint = fmt.Errorf("no answer within %s", askTimeout), "its log may say why"
+	case errors.Is(err, context.Canceled):
+		return errInterrupted
+	}
+	return &unansweredError{socket, hint, err}
+}
+
+// errInterrupted is for whoever had enough before there was an answer.
+var errInterrupted = errors.New("interrupted before the proxy answered")
 
 func (f askFlags) socket() (string, error) {
 	if f.Config == "" {
@@ -118,13 +189,12 @@ func refused(answer *http.Response) error {
 		return err
 	}
 	if answer.StatusCode == statusMistakes {
-		fmt.Fprintf(os.Stderr, "%s\nnixbastion: the policy was refused; the one before it stays in force\n", strings.TrimSpace(string(text)))
+		fmt.Fprintf(os.Stderr, "%s\nnixbastion: the policy was refused; the one before it stays in force\n", strings.TrimSpace(proxy.Printable(string(text))))
 		return errMistakes
 	}
 	sentence := errors.New(strings.TrimSpace(string(text)))
 	if answer.StatusCode == http.StatusBadRequest {
-		fmt.Fprintln(os.Stderr, "nixbastion:", sentence)
-		return errMistakes
+		return mistake(sentence)
 	}
 	return sentence
 }

@@ -12,6 +12,7 @@ import (
 
 	"nixbastion/cache"
 	"nixbastion/policy"
+	"nixbastion/proxy"
 )
 
 // cacheCmd is what the admin does with the store: through the socket of a running
@@ -134,11 +135,10 @@ func (c cacheImportCmd) Run(out io.Writer) error {
 		return fmt.Errorf("import %s: %w", c.From, err)
 	}
 	err = c.do(out, cacheRequest{Do: "import", Vouch: c.Vouch}, source, nil)
-	for _, r := range source.Refused {
-		fmt.Fprintf(os.Stderr, "left out %s: %s\n", r.Path, r.Reason)
-	}
+	_, left := refusalAnswers(source.Refused)
+	fmt.Fprint(os.Stderr, left)
 	if n := len(source.Refused); err == nil && n > 0 {
-		err = fmt.Errorf("%d files could not be taken", n)
+		err = fmt.Errorf("%s could not be taken", policy.CountOf(n, "file"))
 	}
 	return errors.Join(err, source.Close())
 }
@@ -160,7 +160,7 @@ func (c cacheExportCmd) Run(out io.Writer) error {
 
 // mistake prints what is wrong with the command line.
 func mistake(err error) error {
-	fmt.Fprintln(os.Stderr, "nixbastion:", err)
+	fmt.Fprintln(os.Stderr, "nixbastion:", proxy.Printable(err.Error()))
 	return errMistakes
 }
 

@@ -3,10 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
 
 	"nixbastion/cache"
 	"nixbastion/policy"
+	"nixbastion/proxy"
+	"nixbastion/proxy/upstream"
 )
 
 // storeAnswer is what the store holds, in JSON.
@@ -57,12 +60,12 @@ func (q *cacheRequest) info(ctx context.Context, c *cache.Cache, _ *policy.Polic
 func (a *storeAnswer) text() string {
 	var t strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&t, format+"\n", args...) }
-	line("The store takes %s of %s, of which %s are for uploads alone.", bytesText(a.Bytes), bytesText(a.Size), bytesText(a.Reserve))
+	line("The store takes %s of %s, of which %s are for uploads alone.", upstream.Bytes(a.Bytes), upstream.Bytes(a.Size), upstream.Bytes(a.Reserve))
 	for _, d := range a.Domains {
-		line("  domain %s: %s, %s, %d pinned", domainWord(d.Name), pathsText(int(d.Paths)), bytesText(d.Bytes), d.Pinned)
+		line("  domain %s: %s, %s, %d pinned", domainWord(d.Name), policy.CountOf(d.Paths, "path"), upstream.Bytes(d.Bytes), d.Pinned)
 	}
-	line("In quarantine: %d files, %s beside that.", a.Quarantined, bytesText(a.Quarantine))
-	line("Since its start: %d evicted, %d damaged NARs, %s dropped for damage.", a.Evictions, a.Corrupt, pathsText(int(a.Broken)))
+	line("In quarantine: %s, %s beside that.", policy.CountOf(a.Quarantined, "file"), upstream.Bytes(a.Quarantine))
+	line("Since its start: %d evicted, %s, %s dropped for damage.", a.Evictions, policy.CountOf(a.Corrupt, "damaged NAR"), policy.CountOf(a.Broken, "path"))
 	switch {
 	case a.ScrubBegan == 0:
 		line("It was not read again yet.")
@@ -84,7 +87,7 @@ func (q *cacheRequest) infoOfPaths(ctx context.Context, c *cache.Cache, d *desk)
 		if q.JSON {
 			err = list.add(newPathAnswer(e))
 		} else {
-			_, err = fmt.Fprint(d.out, pathText(newPathAnswer(e)))
+			_, err = io.WriteString(d.out, proxy.Printable(pathText(newPathAnswer(e))))
 		}
 		if err != nil {
 			return err
@@ -99,7 +102,7 @@ func pathText(a pathAnswer) string {
 	line("%s", a.Path)
 	line("  domain      %s", domainWord(a.Domain))
 	line("  provenance  %s", a.Provenance)
-	line("  NAR         %s, %s", a.NarHash, bytesText(int64(a.NarSize)))
+	line("  NAR         %s, %s", a.NarHash, upstream.Bytes(a.NarSize))
 	if a.ContentAddress != "" {
 		line("  content     %s", a.ContentAddress)
 	}

@@ -15,6 +15,8 @@ import (
 
 	"nixbastion/cache"
 	"nixbastion/internal/nix"
+	"nixbastion/policy"
+	"nixbastion/proxy/upstream"
 )
 
 // errNobody says that no proxy answers on the socket.
@@ -28,7 +30,7 @@ func (q *cacheRequest) remotely(ctx context.Context, socket string, d *desk) err
 		return errNobody
 	}
 	if err != nil {
-		return fmt.Errorf("ask the proxy on %s: %w", socket, cause(err))
+		return unanswered(socket, err)
 	}
 	defer conn.Close()
 	ctx, cancel := context.WithCancel(ctx)
@@ -45,7 +47,7 @@ func (q *cacheRequest) remotely(ctx context.Context, socket string, d *desk) err
 		if sendErr := <-sent; sendErr != nil {
 			return sendErr
 		}
-		return cause(err)
+		return unanswered(socket, err)
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {
@@ -87,7 +89,7 @@ func pack(d *desk, to io.Writer) error {
 	progress, paths, size := seldom(d.progress), 0, int64(0)
 	err := cache.Pack(d.source, out, func(info *nix.NarInfo) {
 		paths, size = paths+1, size+int64(info.NarSize)
-		progress(fmt.Sprintf("sent %s, %s", pathsText(paths), bytesText(size)))
+		progress(fmt.Sprintf("sent %s, %s", policy.CountOf(paths, "path"), upstream.Bytes(size)))
 	})
 	if err != nil {
 		return err

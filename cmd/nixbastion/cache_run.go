@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
@@ -14,6 +13,7 @@ import (
 	"nixbastion/internal/nix"
 	"nixbastion/policy"
 	"nixbastion/proxy"
+	"nixbastion/proxy/upstream"
 )
 
 // cacheRequest is one command on the store. It is what travels over the socket.
@@ -136,9 +136,10 @@ func newPathAnswer(e cache.Entry) pathAnswer {
 	return a
 }
 
-func (q *cacheRequest) ls(ctx context.Context, c *cache.Cache, _ *policy.Policy, d *desk) error {
-	list := newArray(d.out, q.JSON)
+func (q *cacheRequest) ls(ctx context.Context, c *cache.Cache, pol *policy.Policy, d *desk) error {
+	list, none := newArray(d.out, q.JSON), true
 	err := c.List(ctx, q.Domain, q.All, func(e cache.Entry) error {
+		none = false
 		if q.JSON {
 			return list.add(newPathAnswer(e))
 		}
@@ -149,10 +150,21 @@ func (q *cacheRequest) ls(ctx context.Context, c *cache.Cache, _ *policy.Policy,
 		if e.Pinned {
 			marks += "  pinned"
 		}
-		_, err := fmt.Fprintf(d.out, "%s  %10s  %-17s  %s%s\n", dateText(e.LastUse/int64(time.Second)), bytesText(int64(e.Info.NarSize)), e.Provenance, e.Info.Path, marks)
+		_, err := fmt.Fprintf(d.out, "%-16s  %10s  %-17s  %s%s\n", dateText(e.LastUse/int64(time.Second)), upstream.Bytes(e.Info.NarSize), e.Provenance, e.Info.Path, marks)
 		return err
 	})
+	if err == nil && none && !q.All { // a domain that was removed may have paths left
+		err = knows(pol, q.Domain)
+	}
 	return errors.Join(err, list.end(err == nil))
+}
+
+// knows refuses a domain that the policy does not have.
+func knows(pol *policy.Policy, domain string) error {
+	if pol.DomainNamed(domain) == nil {
+		return fmt.Errorf("the policy has no domain %s", domain)
+	}
+	return nil
 }
 
 // array writes a JSON array of any length.
@@ -173,7 +185,7 @@ func (a *array) add(v any) error {
 	if !a.begun {
 		before, a.begun = "[\n", true
 	}
-	_, err = fmt.Fprintf(a.out, "%s%s", before, text)
+	_, err = io.WriteString(a.out, before+proxy.Printable(string(text)))
 	return err
 }
 
@@ -192,9 +204,14 @@ func (a *array) end(complete bool) error {
 
 func (q *cacheRequest) answer(d *desk, v any, text string) error {
 	if q.JSON {
-		enc := json.NewEncoder(d.out)
+		var asJSON strings.Builder
+		enc := json.NewEncoder(&asJSON)
+		enc.SetEscapeHTML(false)
 		enc.SetIndent("", "  ")
-		return enc.Encode(v)
+		if err := enc.Encode(v); err != nil {
+			return err
+		}
+		text = proxy.Printable(asJSON.String())
 	}
 	_, err := io.WriteString(d.out, text)
 	return err
@@ -217,10 +234,10 @@ func lostAnswers(lost []cache.Lost) ([]lostAnswer, string) {
 
 func (q *cacheRequest) verify(ctx context.Context, c *cache.Cache, _ *policy.Policy, d *desk) error {
 	v, err := c.Verify(ctx, q.Domain, q.paths, func(v cache.Verification) {
-		d.progress(fmt.Sprintf("verified %d of %d NARs, %s", v.NARs, v.Of, bytesText(v.Bytes)))
+		d.progress(fmt.Sprintf("verified %d of %s, %s", v.NARs, policy.CountOf(v.Of, "NAR"), upstream.Bytes(v.Bytes)))
 	})
 	lost, lostText := lostAnswers(v.Lost)
-	text := fmt.Sprintf("verified %d NARs, %s: ", v.NARs, bytesText(v.Bytes))
+	text := fmt.Sprintf("verified %s, %s: ", policy.CountOf(v.NARs, "NAR"), upstream.Bytes(v.Bytes))
 	switch {
 	case err != nil:
 		text = lostText
@@ -235,7 +252,7 @@ func (q *cacheRequest) verify(ctx context.Context, c *cache.Cache, _ *policy.Pol
 		Lost  []lostAnswer `json:"lost"`
 	}{v.NARs, v.Bytes, lost}, text)
 	if err == nil && len(lost) > 0 {
-		err = fmt.Errorf("%s dropped", pathsText(len(lost)))
+		err = fmt.Errorf("%s dropped", policy.CountOf(len(lost), "path"))
 	}
 	return errors.Join(err, sayErr)
 }
@@ -246,12 +263,12 @@ func (q *cacheRequest) gc(ctx context.Context, c *cache.Cache, _ *policy.Policy,
 		target = *q.Size
 	}
 	paths, bytes, err := c.Collect(ctx, target, func(paths, bytes int64) {
-		d.progress(fmt.Sprintf("evicted %s, %s stay", pathsText(int(paths)), bytesText(bytes)))
+		d.progress(fmt.Sprintf("evicted %s, %s stay", policy.CountOf(paths, "path"), upstream.Bytes(bytes)))
 	})
 	sayErr := q.answer(d, struct {
 		Evicted int64 `json:"evicted"`
 		Bytes   int64 `json:"bytes"`
-	}{paths, bytes}, fmt.Sprintf("evicted %s; the store takes %s\n", pathsText(int(paths)), bytesText(bytes)))
+	}{paths, bytes}, fmt.Sprintf("evicted %s; the store takes %s\n", policy.CountOf(paths, "path"), upstream.Bytes(bytes)))
 	if err == nil && target >= 0 && bytes > target {
 		err = errors.New("the rest is pinned or in use")
 	}
@@ -280,7 +297,7 @@ func (q *cacheRequest) pinned(c *cache.Cache, d *desk) error {
 	}
 	return q.answer(d, struct {
 		Pinned []string `json:"pinned"`
-	}{all}, fmt.Sprintf("%s pinned in domain %s\n", pathsText(len(all)), q.Domain))
+	}{all}, fmt.Sprintf("%s pinned in domain %s\n", policy.CountOf(len(all), "path"), q.Domain))
 }
 
 func (q *cacheRequest) rm(ctx context.Context, c *cache.Cache, _ *policy.Policy, d *desk) error {
@@ -295,21 +312,21 @@ func (q *cacheRequest) rm(ctx context.Context, c *cache.Cache, _ *policy.Policy,
 }
 
 func (q *cacheRequest) sign(ctx context.Context, c *cache.Cache, pol *policy.Policy, d *desk) error {
-	switch dom := pol.DomainNamed(q.Domain); {
-	case dom == nil:
-		return fmt.Errorf("the policy has no domain %s", q.Domain)
-	case len(dom.Signers()) == 0:
+	if err := knows(pol, q.Domain); err != nil {
+		return err
+	}
+	if len(pol.DomainNamed(q.Domain).Signers()) == 0 {
 		return fmt.Errorf("domain %s signs nothing: its policy has no signing_keys, or sign: none", q.Domain)
 	}
 	var done cache.SignProgress
 	err := c.Resign(ctx, q.Domain, func(now cache.SignProgress) {
 		done = now
-		d.progress(fmt.Sprintf("looked at %s, signed %d of them", pathsText(int(now.Seen)), now.Signed))
+		d.progress(fmt.Sprintf("looked at %s, signed %d of them", policy.CountOf(now.Seen, "path"), now.Signed))
 	})
 	return errors.Join(err, q.answer(d, struct {
 		Seen   int64 `json:"seen"`
 		Signed int64 `json:"signed"`
-	}{done.Seen, done.Signed}, fmt.Sprintf("looked at %s, signed %d of them\n", pathsText(int(done.Seen)), done.Signed)))
+	}{done.Seen, done.Signed}, fmt.Sprintf("looked at %s, signed %d of them\n", policy.CountOf(done.Seen, "path"), done.Signed)))
 }
 
 // transferAnswer is how an import or an export ended, in JSON.
@@ -330,39 +347,39 @@ func refusalAnswers(all []cache.Refusal) ([]refusalAnswer, string) {
 	list, text := []refusalAnswer{}, ""
 	for _, r := range all {
 		list = append(list, refusalAnswer(r))
-		text += fmt.Sprintf("left out %s: %s\n", r.Path, r.Reason)
+		text += proxy.Printable(fmt.Sprintf("left out %s: %s", r.Path, r.Reason)) + "\n"
 	}
 	return list, text
 }
 
 func (q *cacheRequest) exports(ctx context.Context, c *cache.Cache, _ *policy.Policy, d *desk) error {
 	sum, err := c.Export(ctx, q.Domain, q.paths, d.sink, func(x cache.Exported) {
-		d.progress(fmt.Sprintf("exported %s, %s", pathsText(int(x.Paths)), bytesText(x.Bytes)))
+		d.progress(fmt.Sprintf("exported %s, %s", policy.CountOf(x.Paths, "path"), upstream.Bytes(x.Bytes)))
 	})
 	left, leftText := refusalAnswers(sum.Refused)
 	sayErr := q.answer(d, transferAnswer{Paths: sum.Paths, Bytes: sum.Bytes, LeftOut: left},
-		leftText+fmt.Sprintf("exported %s, %s\n", pathsText(int(sum.Paths)), bytesText(sum.Bytes)))
+		leftText+fmt.Sprintf("exported %s, %s\n", policy.CountOf(sum.Paths, "path"), upstream.Bytes(sum.Bytes)))
 	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("%s left out", pathsText(len(left)))
+		err = fmt.Errorf("%s left out", policy.CountOf(len(left), "path"))
 	}
 	return errors.Join(err, sayErr)
 }
 
 func (q *cacheRequest) imports(ctx context.Context, c *cache.Cache, pol *policy.Policy, d *desk) error {
-	if !slices.ContainsFunc(pol.Domains, func(known policy.Domain) bool { return known.Name == q.Domain }) {
-		return fmt.Errorf("the policy has no domain %s", q.Domain)
+	if err := knows(pol, q.Domain); err != nil {
+		return err
 	}
 	sum, err := c.Import(ctx, d.source, q.judge(pol), func(i cache.Imported) {
-		d.progress(fmt.Sprintf("imported %s, %s", pathsText(int(i.Added+i.Already+i.Differing)), bytesText(i.Bytes)))
+		d.progress(fmt.Sprintf("imported %s, %s", policy.CountOf(i.Added+i.Already+i.Differing, "path"), upstream.Bytes(i.Bytes)))
 	})
 	left, leftText := refusalAnswers(sum.Refused)
-	text := fmt.Sprintf("imported %s, %s; %d were there already", pathsText(int(sum.Added)), bytesText(sum.Bytes), sum.Already)
+	text := fmt.Sprintf("imported %s, %s; %d already there", policy.CountOf(sum.Added, "path"), upstream.Bytes(sum.Bytes), sum.Already)
 	if sum.Differing > 0 {
-		text += fmt.Sprintf("; %d are there with other bytes, which stay", sum.Differing)
+		text += fmt.Sprintf("; %d there with other bytes, which stay", sum.Differing)
 	}
 	sayErr := q.answer(d, transferAnswer{Paths: sum.Added, Already: sum.Already, Differing: sum.Differing, Bytes: sum.Bytes, LeftOut: left}, leftText+text+"\n")
 	if err == nil && sum.Left > 0 {
-		err = fmt.Errorf("%s left out", pathsText(int(sum.Left)))
+		err = fmt.Errorf("%s left out", policy.CountOf(sum.Left, "path"))
 	}
 	return errors.Join(err, sayErr)
 }
@@ -383,13 +400,6 @@ func (q *cacheRequest) judge(pol *policy.Policy) func(*nix.PathInfo) (*nix.PathI
 	}
 }
 
-func pathsText(n int) string {
-	if n == 1 {
-		return "1 path"
-	}
-	return fmt.Sprintf("%d paths", n)
-}
-
 func domainWord(name string) string {
 	if name == "" {
 		return "(public)"
@@ -397,23 +407,10 @@ func domainWord(name string) string {
 	return name
 }
 
-// bytesText is a size for people.
-func bytesText(n int64) string {
-	const unit = 1024
-	if n < unit {
-		return fmt.Sprintf("%d B", n)
-	}
-	value, prefix := float64(n)/unit, 0
-	for value >= unit && prefix < 4 {
-		value, prefix = value/unit, prefix+1
-	}
-	return fmt.Sprintf("%.1f %ciB", value, "KMGTP"[prefix])
-}
-
 // dateText is a time in seconds since 1970 for people.
 func dateText(seconds int64) string {
 	if seconds == 0 {
-		return "never           "
+		return "never"
 	}
 	return time.Unix(seconds, 0).Format("2006-01-02 15:04")
 }

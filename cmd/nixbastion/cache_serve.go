@@ -33,6 +33,12 @@ func (a *admin) serveCache(w http.ResponseWriter, r *http.Request, who peer) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
+	if !cacheWork[q.Do].changes { // who looks may be anybody of admin.users
+		if !a.beginLong(w) {
+			return
+		}
+		defer a.endLong()
+	}
 	log := a.log.With("uid", who.uid, "command", q.Do, "domain", q.Domain, "paths", len(q.Paths))
 	if cacheWork[q.Do].changes && !who.mayChange() {
 		log.Warn("admin's command refused")

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"nixbastion/internal/nix"
 	"nixbastion/internal/nix/storetest"
 	"nixbastion/policy"
+	"nixbastion/proxy"
 )
 
 // writeBinaryCache makes a folder as nix copy --to file:// does, without
@@ -272,12 +274,11 @@ func FuzzCacheRequest(f *testing.F) {
 	})
 }
 
-// Guards against sizes that people misread.
-func TestSizesForPeople(t *testing.T) {
-	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536 << 10: "1.5 MiB", 200 << 30: "200.0 GiB", 1 << 60: "1024.0 PiB"} {
-		if got := bytesText(n); got != want {
-			t.Errorf("%d: %q, want %q", n, got, want)
-		}
+// Guards against "1 files".
+func TestOneOfSomethingIsNotMany(t *testing.T) {
+	a := storeAnswer{Domains: []domainAnswer{{Name: "default", Paths: 1}}, Quarantined: 1, Corrupt: 1, Broken: 1}
+	if text := a.text(); regexp.MustCompile(`\b1 (\w+ )?\w+s\b`).MatchString(text) {
+		t.Errorf("it reads:\n%s", text)
 	}
 }
 
@@ -332,5 +333,42 @@ func TestImportBelievesTrustedKeysAlone(t *testing.T) {
 		if c.taken && (grant.Provenance != c.want || len(proven.Sigs) != c.sigs || grant.Public != c.public || grant.Domain != "default") {
 			t.Errorf("%s: %+v with %d signatures", c.name, grant, len(proven.Sigs))
 		}
+	}
+}
+
+// Guards against a folder of somebody else, or a proxy that tells of it, that does
+// something to the terminal of the admin.
+func TestWhatPeersNameOnlyPrints(t *testing.T) {
+	o := openOffice(t, "", func(context.Context, io.Writer, []string, proxy.Look) error {
+		return errors.New("a\x1b[2Jb\u202e\nhint: c")
+	})
+	var out, errs bytes.Buffer
+	if status := run([]string{"status", "--socket", o.socket}, &out, &errs); status != exitFailure || errs.String() != "nixbastion: a?[2Jb?\nhint: c\n" {
+		t.Errorf("status %d, %q", status, errs.String())
+	}
+	_, text := refusalAnswers([]cache.Refusal{{Path: "/tmp/\x1b[2J.narinfo", Reason: "x"}})
+	if text != "left out /tmp/?[2J.narinfo: x\n" {
+		t.Errorf("a file is left out as %q", text)
+	}
+	var answer bytes.Buffer
+	q := &cacheRequest{JSON: true}
+	if err := q.answer(&desk{out: &answer}, refusalAnswer{Path: "\u009b\u202e\x1b", Reason: "<&>"}, ""); err != nil || strings.ContainsAny(answer.String(), "\u009b\u202e\x1b") || !strings.Contains(answer.String(), `"<&>"`) {
+		t.Errorf("as JSON it is %q, %v", answer.String(), err)
+	}
+}
+
+// Guards against lists of the store that nobody reads, which keep the admin from every
+// answer.
+func TestListsOfTheStoreCountAsLong(t *testing.T) {
+	o := openOffice(t, "", repeat)
+	for range adminLong {
+		o.admin.long <- struct{}{}
+	}
+	q := &cacheRequest{Do: "ls", Domain: "default"}
+	if err := q.remotely(t.Context(), o.socket, &desk{out: io.Discard}); err == nil || !strings.Contains(err.Error(), "end one of them") {
+		t.Errorf("one more: %v", err)
+	}
+	for range adminLong {
+		<-o.admin.long
 	}
 }

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os/signal"
-	"syscall"
 	"time"
 )
 
@@ -45,7 +43,7 @@ func (c drainCmd) Run(out io.Writer) error {
 	if err := request(out, socket, http.MethodPost, "drain", words...); err != nil || !c.Wait {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := untilInterrupted()
 	defer stop()
 	return awaitDrain(ctx, out, socket, c.Builder)
 }
@@ -56,6 +54,17 @@ type drainWork struct {
 	State    string `json:"state"`
 	Busy     int    `json:"busy"`
 	Fetching int    `json:"fetching"`
+	// old says that the process before an upgrade may still have builds there.
+	old bool
+}
+
+func (w *drainWork) none() bool { return w.Busy == 0 && w.Fetching == 0 && !w.old }
+
+func (w *drainWork) text() string {
+	if w.Busy == 0 && w.Fetching == 0 {
+		return "waiting for an old process, which may still have builds on '" + w.Name + "'"
+	}
+	return fmt.Sprintf("waiting for '%s': %d running, outputs of %d being fetched", w.Name, w.Busy, w.Fetching)
 }
 
 // awaitDrain returns when nothing runs on a drained builder any more, and prints
@@ -63,24 +72,25 @@ type drainWork struct {
 func awaitDrain(ctx context.Context, out io.Writer, socket, builder string) error {
 	var told drainWork
 	for {
-		work, err := workOf(socket, builder)
+		work, err := workOf(ctx, socket, builder)
 		switch {
+		case ctx.Err() != nil:
+			return fmt.Errorf("stopped waiting; builder '%s' stays drained", builder)
 		case err != nil:
 			return err
 		case work.State != "drained" && work.State != "removed":
 			return fmt.Errorf("builder '%s' is not drained any more: it is %s", builder, work.State)
-		case work.Busy == 0 && work.Fetching == 0:
+		case work.none():
 			_, err := fmt.Fprintf(out, "nothing runs on '%s' any more\n", builder)
 			return err
 		case work != told:
 			told = work
-			if _, err := fmt.Fprintf(out, "waiting for '%s': %d running, outputs of %d being fetched\n", builder, work.Busy, work.Fetching); err != nil {
+			if _, err := fmt.Fprintln(out, work.text()); err != nil {
 				return err
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("stopped waiting; builder '%s' stays drained", builder)
 		case <-time.After(drainPoll):
 		}
 	}
@@ -88,23 +98,28 @@ func awaitDrain(ctx context.Context, out io.Writer, socket, builder string) erro
 
 // workOf asks the proxy what still runs on a builder. One that it does not know any
 // more was removed, and has nothing.
-func workOf(socket, builder string) (drainWork, error) {
+func workOf(ctx context.Context, socket, builder string) (drainWork, error) {
 	var text bytes.Buffer
-	if err := request(&text, socket, http.MethodGet, "status", "--json"); err != nil {
+	if err := requestWith(ctx, &text, socket, http.MethodGet, "status", nil, "--json"); err != nil {
 		return drainWork{}, err
 	}
 	var status struct {
 		Builders []drainWork `json:"builders"`
+		Totals   struct {
+			OldProcess bool `json:"old_process"`
+		} `json:"totals"`
 	}
 	if err := json.Unmarshal(text.Bytes(), &status); err != nil {
 		return drainWork{}, fmt.Errorf("read the proxy's answer: %w", err)
 	}
+	work := drainWork{Name: builder, State: "removed"}
 	for _, b := range status.Builders {
 		if b.Name == builder {
-			return b, nil
+			work = b
 		}
 	}
-	return drainWork{Name: builder, State: "removed"}, nil
+	work.old = status.Totals.OldProcess
+	return work, nil
 }
 
 type undrainCmd struct {

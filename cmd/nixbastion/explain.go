@@ -26,6 +26,7 @@ const (
 )
 
 type explainCmd struct {
+	askFlags
 	Principal string   `help:"Who wants the build, by the name in the policy." xor:"who" required:""`
 	Key       string   `help:"Whose key it is: a .pub file, a certificate, or a fingerprint (SHA256:...)." xor:"who" required:""`
 	Address   string   `help:"Where the key comes from, for from= and source-address."`
@@ -33,9 +34,7 @@ type explainCmd struct {
 	Features  []string `help:"The features that are required."`
 	Name      string   `help:"The derivation's name, by which rules and estimates go (default: that of the .drv file)."`
 	Drv       string   `help:"A .drv file, which says system, features and name." xor:"what" required:"" type:"path"`
-	Config    string   `help:"Answer by this policy file alone, as if every builder were up and idle, and ask no proxy." type:"path" xor:"where"`
-	Socket    string   `help:"The socket of the running proxy (default: /var/lib/nixbastion/admin.sock)." type:"path" xor:"where"`
-	JSON      bool     `help:"Answer for programs." name:"json"`
+	Offline   bool     `help:"Ask no proxy: answer by the file of --config alone, as if every builder were up and idle."`
 }
 
 // Run prints whether somebody may have something built and where it would go, by a
@@ -45,14 +44,14 @@ func (c explainCmd) Run(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if c.Config != "" {
+	if c.Offline {
 		return c.byPolicy(out, q)
 	}
 	body, err := json.Marshal(q)
 	if err != nil {
 		return fmt.Errorf("write the question: %w", err)
 	}
-	socket, err := askFlags{Socket: c.Socket}.socket()
+	socket, err := c.socket()
 	if err != nil {
 		return err
 	}
@@ -60,18 +59,22 @@ func (c explainCmd) Run(out io.Writer) error {
 	if c.JSON {
 		words = append(words, "--json")
 	}
-	return requestWith(out, socket, http.MethodPost, "explain", bytes.NewReader(body), words...)
+	ctx, stop := untilInterrupted()
+	defer stop()
+	return requestWith(ctx, out, socket, http.MethodPost, "explain", bytes.NewReader(body), words...)
 }
 
 func (c explainCmd) byPolicy(out io.Writer, q *proxy.Question) error {
+	if c.Config == "" {
+		return mistake(errors.New("--offline answers by a policy file: name it with --config FILE"))
+	}
 	pol, err := policy.Load(c.Config)
 	if err != nil {
 		return reportMistakes(err)
 	}
 	answer, err := proxy.ExplainBy(context.Background(), pol, q, c.JSON)
 	if errors.As(err, new(*proxy.UsageError)) {
-		fmt.Fprintln(os.Stderr, "nixbastion:", err)
-		return errMistakes
+		return mistake(err)
 	}
 	if err != nil {
 		return err

@@ -103,7 +103,7 @@ func TestExplainSendsNoPrivateKeyAndNoHalfQuestion(t *testing.T) {
 		}
 	}
 	body := bytes.NewReader(make([]byte, maxExplainBytes+1))
-	if err := requestWith(new(bytes.Buffer), o.socket, http.MethodPost, "explain", body); err == nil {
+	if err := requestWith(t.Context(), new(bytes.Buffer), o.socket, http.MethodPost, "explain", body); err == nil {
 		t.Error("a body beyond the limit was read")
 	}
 }
@@ -127,12 +127,26 @@ principals: [{name: anna, role: full, keys: [`+publicLine("anna")+`]}]
 		`"may_build": true`: {"--system", "x86_64-linux", "--json"},
 	} {
 		var out, errs bytes.Buffer
-		if status := run(append([]string{"explain", "--principal", "anna", "--config", file}, args...), &out, &errs); status != 0 || !strings.Contains(out.String(), says) {
+		if status := run(append([]string{"explain", "--principal", "anna", "--offline", "--config", file}, args...), &out, &errs); status != 0 || !strings.Contains(out.String(), says) {
 			t.Errorf("%q: status %d, %s, %s", args, status, &out, &errs)
 		}
 	}
 	var out, errs bytes.Buffer
-	if status := run([]string{"explain", "--principal", "ben", "--system", "x86_64-linux", "--config", file}, &out, &errs); status != exitMistakes {
+	if status := run([]string{"explain", "--principal", "ben", "--system", "x86_64-linux", "--offline", "--config", file}, &out, &errs); status != exitMistakes {
 		t.Errorf("somebody who is not in the policy: status %d, %s", status, &out)
+	}
+	errs.Reset()
+	if status := run([]string{"explain", "--principal", "anna", "--system", "x86_64-linux", "--offline"}, &out, &errs); status != exitMistakes {
+		t.Errorf("without a file: status %d, %s", status, &errs)
+	}
+}
+
+// Guards against an answer by a file where the running proxy was meant, as for every
+// other question with --config.
+func TestExplainAsksTheProxyOfAPolicyFile(t *testing.T) {
+	file := writePolicy(t, "state_dir: state\n")
+	var out, errs bytes.Buffer
+	if status := run([]string{"explain", "--principal", "anna", "--system", "x86_64-linux", "--config", file}, &out, &errs); status != exitFailure || !strings.Contains(errs.String(), filepath.Join(filepath.Dir(file), "state", "admin.sock")) {
+		t.Errorf("status %d, %s, %s", status, &out, &errs)
 	}
 }

@@ -23,6 +23,7 @@ import (
 //	old → new   main             the service manager knows: talk to it
 //	new → old   failed REASON    instead of any of its lines, at its end
 //	new → old   reload           any time later: the policy file is to be read again
+//	            drained          the list of drained builders is
 //
 // The end of the stream is the end of the process. Until it serves, the old process
 // takes everything back.
@@ -41,6 +42,7 @@ const (
 	lineMain    = "main"
 	lineFailed  = "failed"
 	lineReload  = "reload"
+	lineDrained = "drained"
 )
 
 // lines is one end of the talk.
@@ -169,6 +171,14 @@ func (p *predecessor) failed(err error) {
 func (p *predecessor) reload() {
 	if p != nil {
 		_ = p.say(lineReload, "") // it may have ended
+	}
+}
+
+// drained tells it that the list of drained builders has changed: its builds would begin
+// there.
+func (p *predecessor) drained() {
+	if p != nil {
+		_ = p.say(lineDrained, "") // it may have ended
 	}
 }
 

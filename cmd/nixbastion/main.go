@@ -10,6 +10,8 @@ import (
 	"os"
 
 	"github.com/alecthomas/kong"
+
+	"nixbastion/proxy"
 )
 
 // version is set by the linker in releases.
@@ -98,7 +100,7 @@ func run(args []string, stdout, stderr io.Writer) (status int) {
 	case errors.Is(err, errDifferent):
 		return exitDifferent
 	default:
-		fmt.Fprintln(stderr, "nixbastion:", err)
+		fmt.Fprintln(stderr, "nixbastion:", proxy.Printable(err.Error())) // it may have names of files and texts of peers
 		return exitFailure
 	}
 }

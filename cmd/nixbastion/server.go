@@ -70,8 +70,12 @@ func (s *server) startAdmin(open *net.UnixListener) (*admin, error) {
 			return s.upgrade(context.Background())
 		}
 		answer, err := s.proxy.ChangeAdmin(ctx, by, words)
-		if err == nil && words[0] == "reload" {
+		switch {
+		case err != nil:
+		case words[0] == "reload":
 			s.before.reload()
+		case words[0] == "drain" || words[0] == "undrain":
+			s.before.drained()
 		}
 		return answer, err
 	}
@@ -94,6 +98,7 @@ func (s *server) run(config string) error {
 	go func() { served <- s.proxy.Serve(doors, listeners(s.doors)) }()
 	err := s.before.serving()
 	if err == nil {
+		s.proxy.FollowDrains() // the old process may have been told to drain one until now
 		err = s.serving(ctx, config, served)
 	}
 	closeDoors()
@@ -148,7 +153,10 @@ func (s *server) end(failed error) error {
 func (s *server) endReplaced() error {
 	s.log.Info("another process serves; ending what runs", "pid", s.next.process.Pid)
 	err := errors.Join(stopAdmin(s.admin.leave), s.monitor.stop())
-	go s.next.obey(func() { s.reload("upgraded process") })
+	go s.next.obey(func() { s.reload("upgraded process") }, func() {
+		s.proxy.FollowDrains()
+		s.before.drained()
+	})
 	ctx, cancel := context.WithCancel(s.stops.urged)
 	defer cancel()
 	defer context.AfterFunc(s.stops.asked, func() {

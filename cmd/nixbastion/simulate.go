@@ -53,8 +53,8 @@ func (c simulateCmd) Run(out io.Writer) error {
 	for i := range results {
 		results[i].Bound = bound
 	}
-	fmt.Fprintf(out, "%d builds wanted by %d clients, %d different ones, on %d builders. Bound: %.1f s\n\n",
-		trace.Wanted(), len(trace.Clients), trace.Distinct(), len(trace.Machines), bound.Seconds())
+	fmt.Fprintf(out, "%s wanted by %s, %d different ones, on %s. Bound: %.1f s\n\n", policy.CountOf(trace.Wanted(), "build"),
+		policy.CountOf(len(trace.Clients), "client"), trace.Distinct(), policy.CountOf(len(trace.Machines), "builder"), bound.Seconds())
 	return simulate.WriteTable(out, simulate.Summarize([][]simulate.Result{results}))
 }
 

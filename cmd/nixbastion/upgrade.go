@@ -271,14 +271,17 @@ func (n *successor) end() {
 }
 
 // obey does what the process that took our place wants, until it ends.
-func (n *successor) obey(reload func()) {
+func (n *successor) obey(reload, drain func()) {
 	for {
 		word, _, err := n.next()
 		if err != nil {
 			return
 		}
-		if word == lineReload {
+		switch word {
+		case lineReload:
 			reload()
+		case lineDrained:
+			drain()
 		}
 	}
 }

@@ -80,3 +80,50 @@ func established(t *testing.T, host *testbed.Host) bool {
 	}
 	return false
 }
+
+// The admin takes a builder away right after an upgrade: the old process begins nothing
+// there any more, and nobody says that nothing runs there while it may have builds.
+// Guards against a builder that is switched off under a build.
+func TestDrainReachesTheOldProcess(t *testing.T) {
+	bed := testbed.ForTest(t)
+	key := bed.UserKey("alice")
+	hosts := bed.MustStart(t,
+		testbed.HostSpec{Name: "b1", Kind: testbed.Builder},
+		testbed.HostSpec{Name: "b2", Kind: testbed.Builder},
+		testbed.HostSpec{Name: "client", Kind: testbed.Client, Keys: []testbed.Key{key}})
+	builders, client := hosts[:2], hosts[2]
+	proxy := startProxy(t, bed, world.ProxySpec{
+		Builders:   []world.Builder{{Host: builders[0], SpeedFactor: 2}, {Host: builders[1]}},
+		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},
+	})
+	setMachines(t, client, proxy.Machine(key))
+	long1, log1 := startWatched(t, client, gated("long1"))
+	awaitText(t, client, log1, "before the gate")
+	long2, log2 := startWatched(t, client, gated("long2"))
+	awaitText(t, client, log2, "before the gate")
+	queued, log3 := startWatched(t, client, testbed.Derivation{Name: "queued"})
+	awaitText(t, client, log3, "waiting: next in the queue")
+	if _, err := proxy.Upgrade(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	waiting := startScript(t, proxy.Host(), world.Binary+" drain --wait b1 --config "+world.ConfigFile)
+	eventually(t, "b1 is drained", patience, func() bool { return strings.Contains(status(t, proxy), "b1 is drained") })
+	if text := status(t, proxy); !strings.Contains(text, "an old process still ends its builds") {
+		t.Errorf("status says nothing of the old process:\n%s", text)
+	}
+	waitLine(t, proxy, 0, world.Message("another process has changed which builders are drained"))
+	openGate(t, builders[0], "long1")
+	long1.mustSucceed(t)
+	openGate(t, builders[1], "long2")
+	long2.mustSucceed(t)
+	queued.mustSucceed(t)
+	if got := builtOn(proxy, "queued"); len(got) != 1 || got[0] != "b2" {
+		t.Errorf("after the drain it was built on %q", got)
+	}
+	if res := waiting.wait(t); res.Status != 0 || !strings.Contains(res.Stdout, "waiting for an old process") || !strings.HasSuffix(res.Stdout, "nothing runs on 'b1' any more\n") {
+		t.Errorf("drain --wait: status %d\n%s%s", res.Status, res.Stdout, res.Stderr)
+	}
+	if n, err := proxy.Processes(); err != nil || n != 1 {
+		t.Errorf("%d processes run when it has waited, %v", n, err)
+	}
+}

@@ -160,3 +160,15 @@ func FuzzLoad(f *testing.F) {
 		}
 	})
 }
+
+// Guards against sizes that people misread.
+func TestBytesForPeople(t *testing.T) {
+	for n, want := range map[Bytes]string{
+		-1: "-1 B", 0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1000 << 10: "1000.0 KiB", 1<<20 - 60: "1023.9 KiB", 1<<20 - 1: "1.0 MiB",
+		1536 << 10: "1.5 MiB", 200 << 30: "200.0 GiB", 1 << 60: "1.0 EiB",
+	} {
+		if got := n.String(); got != want {
+			t.Errorf("%d: %q, want %q", n, got, want)
+		}
+	}
+}

@@ -18,8 +18,8 @@ type Bytes int64
 // String has one digit behind the point from KiB on.
 func (n Bytes) String() string {
 	size, unit := float64(n), ""
-	for _, next := range []string{"KiB", "MiB", "GiB", "TiB", "PiB"} {
-		if size < 1024 {
+	for _, next := range []string{"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"} {
+		if size < 1023.95 || unit == "" && size < 1024 { // nothing is 1024.0 of them
 			break
 		}
 		size, unit = size/1024, next
