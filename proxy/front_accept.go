@@ -126,7 +126,7 @@ func (c *frontConn) exchangeIdents() error {
 	if err != nil {
 		return err
 	}
-	c.ident, c.replay = ident, raw
+	c.ident, c.replay = ident, append(raw, c.replay...) // behind a PROXY header more is there than raw has room for
 	return nil
 }
 
