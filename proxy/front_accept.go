@@ -164,6 +164,10 @@ func (c *frontConn) stopTimers() {
 	}
 }
 
+// maxChannelPayload bounds what comes with a channel, in bytes: two addresses with a
+// jump, nothing with a session. The library keeps it as long as the channel.
+const maxChannelPayload = 1 << 10
+
 // refuseChannel answers every channel that is neither a session nor a jump.
 func (c *frontConn) refuseChannel(_ *ssh.ServerConn, channel ssh.NewChannel) {
 	defer c.front.recovered("channel")

@@ -50,6 +50,11 @@ func (c *frontConn) serveSession(conn *ssh.ServerConn, channel ssh.NewChannel) {
 		return
 	}
 	defer c.releaseSession()
+	if n := len(channel.ExtraData()); n > maxChannelPayload {
+		c.front.refusals.note(RefusedSession, levelWarn, "ssh session refused", append(c.where(), "principal", c.granted, "reason", fmt.Sprintf("%d bytes came with it", n))...)
+		c.refuse(channel, ssh.Prohibited, "nixbastion: nothing may come with a session")
+		return
+	}
 	seen := c.front.reviews.Load()
 	who, err := c.identityOf(conn)
 	if err != nil {
