@@ -134,6 +134,33 @@ func TestDismissedClientsThatSendAreToldToo(t *testing.T) {
 	})
 }
 
+// Guards against a last word in the middle of what a command says: a channel is not for
+// two writers at once, and either could overwrite the other's packet.
+func TestLastWordWaitsForWhatIsBeingSaid(t *testing.T) {
+	said := strings.Repeat("a line of a log\n", 3<<20/16) // more than a window
+	inMemory(t, func(o *FrontOptions) {
+		reviewing(false)(o)
+		o.Exec = func(_ context.Context, x *Exec) int {
+			io.WriteString(x.Stderr, said)
+			return 0
+		}
+	}, func(s *site) {
+		client := s.login("nix", testKey("alice"))
+		ch, requests := s.channel(client)
+		go ssh.DiscardRequests(requests)
+		s.request(ch, "exec", text("x"))
+		synctest.Wait()
+		s.roster.remove(testKey("alice"))
+		s.front.Review()
+		time.Sleep(tellPatience + time.Millisecond)
+		synctest.Wait()
+		got, err := io.ReadAll(ch.Stderr())
+		if last, whole := strings.CutPrefix(string(got), said); err != nil || !whole || last != "" && last != "nixbastion: you have to go\n" {
+			s.Errorf("%d bytes, %v; of what the command said all: %t, then %.100q", len(got), err, whole, last)
+		}
+	})
+}
+
 // Guards against work that is to be finished and is not, against new work on such a
 // connection, and against one that never ends.
 func TestConnectionsThatFinishTheirWorkDoNothingElse(t *testing.T) {
