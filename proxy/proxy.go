@@ -202,11 +202,12 @@ func (p *Proxy) openFeeds() {
 // Cache is the store, for the admin. It is closed by Shutdown.
 func (p *Proxy) Cache() *cache.Cache { return p.cache }
 
-// apply brings builders to what the policy says.
+// apply brings builders and the queue to what the policy says.
 func (p *Proxy) apply(pol *policy.Policy) {
 	p.builds.grace.update(pol.Builders)
 	p.pool.Update(pol.Builders)
 	p.router.SetStarveAfter(pol.Scheduling.StarveAfter)
+	p.router.SetAskers(askersOf(pol))
 	p.router.SetBuilders(placesOf(pol))
 	p.metrics.SetLabels(labelsOf(pol))
 	p.drains.apply(pol.Builders)

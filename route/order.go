@@ -286,8 +286,17 @@ func (r *Router) principalOf(req *Request) *principal {
 		p.served = max(p.served, r.served) // what it did not want before is not owed to it
 		p.seq = r.lastSeq
 	}
-	p.limit, p.class, p.weight = req.PrincipalMaxJobs, req.Class, orOne(req.Weight)
+	if a, set := r.askers[req.Principal]; set {
+		p.stand(a)
+	} else {
+		p.stand(req.Asker)
+	}
 	return p
+}
+
+// stand takes over how the principal stands to others.
+func (p *principal) stand(a Asker) {
+	p.limit, p.class, p.weight = a.PrincipalMaxJobs, a.Class, orOne(a.Weight)
 }
 
 // remove takes a request out of the queue, with all its turns.

@@ -60,6 +60,7 @@ type Router struct {
 	paces map[string]*pace
 
 	principals map[string]*principal
+	askers     map[string]Asker // what SetAskers said of principals
 	// served is what the principal had been served that was served last: who comes
 	// new begins there.
 	served float64
@@ -128,6 +129,21 @@ func (r *Router) SetStarveAfter(age time.Duration) {
 	r.lock()
 	defer r.unlock()
 	r.starveAfter = positiveOr(age, defaultStarveAfter)
+}
+
+// SetAskers says how principals stand from now on, whatever their requests say, also
+// those that wait already. Of all others the newest request counts.
+func (r *Router) SetAskers(all []Asker) {
+	r.lock()
+	defer r.unlock()
+	r.askers = make(map[string]Asker, len(all))
+	for _, a := range all {
+		r.askers[a.Principal] = a
+		if p := r.principals[a.Principal]; p != nil {
+			p.stand(a)
+		}
+	}
+	r.settle()
 }
 
 // SetBuilders replaces the builders; of two with one name the later counts. A
