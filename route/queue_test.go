@@ -607,3 +607,24 @@ func TestDownNamesEveryBuilderOfTheDomain(t *testing.T) {
 	r.SetUp("b1", true, "")
 	expect(t, "one came back", r.Down("d"), "")
 }
+
+// Guards against a request that takes what another builder lacks for what its own does: a
+// reload between the look at the builders and the place in the queue may have numbered
+// them anew.
+func TestReloadBeforeTheQueueIsNoticed(t *testing.T) {
+	r := newRouter(linux("b1", 1), linux("b2", 1))
+	id := r.Intern("/nix/store/x")
+	r.NoteHeld("b2", id)
+	req := askLinux()
+	req.Inputs = []Input{{ID: id, Size: 1 << 30}}
+	w := r.prepare(req)
+	w.ended = func() {}
+	r.SetBuilders([]Builder{linux("b2", 1), linux("b3", 1)})
+	r.lock()
+	r.enqueue(w)
+	lacks := slices.Clone(w.lacks)
+	r.unlock()
+	if want := []float32{0, 1 << 30}; !slices.Equal(lacks, want) {
+		t.Errorf("b2 and b3 are thought to lack %v bytes, want %v", lacks, want)
+	}
+}

@@ -46,11 +46,12 @@ type Router struct {
 	// byName also has removed builders for as long as leases are held there.
 	byName map[string]*place
 	// places are the configured builders by name. up, hopeful and free are their
-	// indexes.
-	places  []*place
-	up      bitset
-	hopeful bitset
-	free    bitset
+	// indexes, and numbering counts how often these were given out.
+	places    []*place
+	numbering uint64
+	up        bitset
+	hopeful   bitset
+	free      bitset
 	// stirred are the builders whose reason to wait for has changed since the last
 	// settle.
 	stirred bitset
@@ -217,6 +218,7 @@ func (r *Router) dropMissing(before []*place) {
 // place the number that it had before, -1 for new ones.
 func (r *Router) index() (moved []int) {
 	r.up, r.hopeful, r.free, r.stirred = nil, nil, nil, nil
+	r.numbering++
 	for i, p := range r.places {
 		moved = append(moved, p.index)
 		p.index = i
