@@ -402,8 +402,8 @@ func (p *Proxy) serveStore(ctx context.Context, x *Exec, write bool, log *slog.L
 
 // ended tells why a session ended, if not in order, and returns its exit status.
 func ended(x *Exec, err error, log *slog.Logger) int {
-	if x.Dismissed != nil && x.Dismissed() != nil {
-		err = x.Dismissed()
+	if why := x.sentAway(); why != nil {
+		err = why
 	}
 	if err == nil {
 		return 0
