@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -210,6 +211,42 @@ func TestConnectionsThatFinishTheirWorkDoNothingElse(t *testing.T) {
 		client.Wait()
 		if after := time.Since(start); after < finishQuiet || after > finishQuiet+2*finishInterval {
 			s.Errorf("the connection ended %s after its work", after)
+		}
+	})
+}
+
+// Guards against a connection that lives on although it has to go at once, since a look
+// whether its work is done was on the way.
+func TestEndAtOnceIsNotPutOff(t *testing.T) {
+	inMemory(t, func(o *FrontOptions) {
+		reviewing(true)(o)
+		o.Exec = func(_ context.Context, x *Exec) int {
+			x.Working.Add(1)
+			defer x.Working.Add(-1)
+			return runTestCommand(context.Background(), x)
+		}
+	}, func(s *site) {
+		client := s.login("nix", testKey("alice"))
+		ch, requests := s.channel(client)
+		go ssh.DiscardRequests(requests)
+		s.request(ch, "exec", text("pour")) // into a window that is never read
+		synctest.Wait()
+		s.roster.remove(testKey("alice"))
+		s.front.Review()
+		var c *frontConn
+		s.front.each(func(one *frontConn) { c = one })
+		looked := make(chan struct{})
+		c.mu.Lock()
+		go func() { defer close(looked); c.lookWhetherDone(&finishing{}) }()
+		for range 1000 { // it comes to the lock
+			runtime.Gosched()
+		}
+		c.leaving.Store(&Dismissal{Reason: errors.New("revoked")})
+		c.part(errors.New("revoked"))
+		c.mu.Unlock()
+		<-looked
+		if after := ends(client); after >= time.Second {
+			s.Errorf("the connection ended after %s", after)
 		}
 	})
 }
