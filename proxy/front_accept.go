@@ -60,7 +60,7 @@ func (c *frontConn) crashed() {
 
 // enter takes a place among those who log in, and starts the clock.
 func (c *frontConn) enter() bool {
-	if left := c.front.penalties.left(c.remote.Addr()); left > 0 {
+	if left := c.front.penalties.left(c.remote.Addr()); left > 0 && !c.balancer {
 		left = left.Round(time.Second) + time.Second
 		c.front.refusals.note(RefusedPenalty, slog.LevelInfo, "ssh connection refused: its source failed to log in", append(c.where(), "for", left.String())...)
 		c.sayRefused(fmt.Sprintf("not allowed at this time, after failed logins from this address; try again in %s", left))

@@ -183,8 +183,13 @@ func TestBalancerMayLookWhetherWeLive(t *testing.T) {
 	inMemory(t, balanced, func(s *site) {
 		local := "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
 		line := make([]byte, len(serverIdent))
-		if _, err := io.ReadFull(s.through(balancer, local), line); err != nil || string(line) != serverIdent {
-			s.Errorf("got %q, %v", line, err)
+		for range 100 { // of several, each twice a second
+			conn := s.through(balancer, local)
+			if _, err := io.ReadFull(conn, line); err != nil || string(line) != serverIdent {
+				s.Fatalf("got %q, %v; the log:\n%s", line, err, s.book)
+			}
+			conn.Close()
+			time.Sleep(time.Second / 4)
 		}
 	})
 }
