@@ -424,6 +424,25 @@ func TestReloadEndsForbiddenJumps(t *testing.T) {
 	}
 }
 
+// Guards against a way through the proxy to itself once it drains: where it listened the
+// next process does.
+func TestJumpsLeadToNoDoorOfADrainingProxy(t *testing.T) {
+	l := newLabOf(t, labPolicy{principals: map[string]string{"jumper": `role: read, jump: ["127.0.0.0/8:*"]`}}, newLabBuilder("b1"))
+	addr, leave := l.openDoor()
+	v := l.visit(addr, "jumper")
+	leave()
+	next, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	var refusal *ssh.OpenChannelError
+	_, err = tryJump(v.ssh, "127.0.0.1", uint32(next.Addr().(*net.TCPAddr).Port))
+	if !errors.As(err, &refusal) || refusal.Reason != ssh.Prohibited {
+		t.Errorf("a jump to the next process: %v", err)
+	}
+}
+
 // Guards against a connection that the policy allows and that a reload costs, a bad file
 // that gets into force, or one that is refused without its place: many edits, half of
 // them with mistakes, one principal coming and going, with builds all the time.
