@@ -43,10 +43,12 @@ func (k *keeper) carryOut(plan eviction) error {
 	if err != nil {
 		return err
 	}
-	if err := k.remove(victims, plan.deferred); err != nil {
+	freed, err := k.take(victims, plan.deferred)
+	if err != nil {
 		return err
 	}
 	k.c.counters.evictions.Add(int64(len(victims)))
+	k.c.counters.evictedBytes.Add(freed)
 	return nil
 }
 
@@ -124,10 +126,16 @@ func (c *Cache) unclaim(keys []key) {
 	}
 }
 
-// remove takes records away: narinfos first, then their rows, then the NARs that
+// remove is take for who does not ask how much went.
+func (k *keeper) remove(keys []key, deferred map[key]int64) error {
+	_, err := k.take(keys, deferred)
+	return err
+}
+
+// take takes records away and returns how many bytes that frees: narinfos first, then their rows, then the NARs that
 // nothing names any more. A crash between leaves a row whose NAR is there, or a
 // NAR that the next scan removes.
-func (k *keeper) remove(keys []key, deferred map[key]int64) error {
+func (k *keeper) take(keys []key, deferred map[key]int64) (freed int64, err error) {
 	var errs []error
 	for _, key := range keys {
 		errs = append(errs, removeIfThere(k.c.root, key.narinfoName()))
@@ -152,7 +160,7 @@ func (k *keeper) remove(keys []key, deferred map[key]int64) error {
 		k.removeNARs(done.dropped)
 		k.c.applied(done)
 	}
-	return errors.Join(append(errs, err)...)
+	return -done.bytes, errors.Join(append(errs, err)...)
 }
 
 // lostTrack says that the index could not be written and lacks what is

@@ -83,7 +83,7 @@ func TestEvictionTakesWhatWasUsedLongestAgo(t *testing.T) {
 	}
 	wantFiles(t, dir, narSuffix, left)
 	wantFiles(t, dir, narinfoSuffix, left)
-	if s := c.Stats(); s.Evictions != int64(19-left) || s.Paths != int64(left) || s.Bytes != int64(left)*unit {
+	if s := c.Stats(); s.Evictions != int64(19-left) || s.EvictedBytes != int64(19-left)*unit || s.Paths != int64(left) || s.Bytes != int64(left)*unit {
 		t.Errorf("stats with %d paths: %+v", left, s)
 	}
 }

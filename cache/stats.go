@@ -3,7 +3,7 @@ package cache
 import "sync/atomic"
 
 type counters struct {
-	paths, hits, misses, evictions, differing, added, broken, corrupt, unpublished, quarantined, quarantinedBytes, scrubbed atomic.Int64
+	paths, hits, misses, evictions, evictedBytes, differing, added, broken, corrupt, unpublished, quarantined, quarantinedBytes, scrubbed atomic.Int64
 }
 
 // Stats are sums since the cache was opened, but for Bytes, Paths, Arriving and
@@ -22,6 +22,9 @@ type Stats struct {
 	Corrupt     int64 // NARs put into quarantine since their bytes were wrong
 	Unpublished int64 // verified paths that could not be written to disk
 	Scrubbed    int64 // bytes of NARs that were read again in the background
+	// EvictedBytes is what Evictions took, in the measure of Bytes: nothing for a NAR that
+	// other paths still have.
+	EvictedBytes int64
 	// Quarantined files take QuarantinedBytes beside Bytes, as of now.
 	Quarantined, QuarantinedBytes int64
 }
@@ -35,7 +38,7 @@ func (c *Cache) Stats() Stats {
 	return Stats{
 		Bytes: c.room.bytes(), Limit: c.room.size, Paths: n.paths.Load(), Arriving: arriving,
 		Hits: n.hits.Load(), Misses: n.misses.Load(), Added: n.added.Load(), Differing: n.differing.Load(),
-		Evictions: n.evictions.Load(), Broken: n.broken.Load(), Corrupt: n.corrupt.Load(), Unpublished: n.unpublished.Load(),
+		Evictions: n.evictions.Load(), EvictedBytes: n.evictedBytes.Load(), Broken: n.broken.Load(), Corrupt: n.corrupt.Load(), Unpublished: n.unpublished.Load(),
 		Scrubbed: n.scrubbed.Load(), Quarantined: n.quarantined.Load(), QuarantinedBytes: n.quarantinedBytes.Load(),
 	}
 }

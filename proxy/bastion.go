@@ -33,10 +33,6 @@ import (
 // jumpRefused is all that a client learns about a target that it may not reach.
 const jumpRefused = "nixbastion: this key may not go there; the proxy's admin lists targets under jump"
 
-// maxJumpPayload bounds what comes with a channel, in bytes: two addresses. The
-// library keeps it as long as the channel.
-const maxJumpPayload = 1 << 10
-
 // jump is one channel and the connection to its target.
 type jump struct {
 	conn     *frontConn
@@ -157,7 +153,7 @@ func (j *jump) open(payload []byte) (JumpConn, error) {
 		Originator string // where the client says that it comes from; it proves nothing
 		OriginPort uint32
 	}
-	if len(payload) > maxJumpPayload || ssh.Unmarshal(payload, &msg) != nil {
+	if len(payload) > maxChannelPayload || ssh.Unmarshal(payload, &msg) != nil {
 		return nil, refuseJump("malformed request of %d bytes", len(payload))
 	}
 	j.asked = quotePeer(net.JoinHostPort(msg.Host, strconv.FormatUint(uint64(msg.Port), 10)))

@@ -33,7 +33,7 @@ func (p *Proxy) jump(ctx context.Context, who *Identity, host string, port uint3
 	b := bastion{
 		lookup:  net.DefaultResolver.LookupNetIP,
 		dial:    dialTarget,
-		machine: func() (machine, error) { return ownMachine(p.front.addresses()) },
+		machine: func() (machine, error) { return ownMachine(p.front.ownDoors()) },
 	}
 	return b.connect(ctx, p.policy.Current(), who.Data.(*policy.Access), host, port)
 }

@@ -177,7 +177,7 @@ func (f *flow) step(all *flows, buf []byte) (n int, readErr, writeErr error) {
 // other jumps and sessions on it do not suffer for a program that is paused.
 func (j *jump) toClient() io.Writer {
 	limit := j.conn.front.limits.WriteStall
-	return &steadyWriter{w: j.channel, limit: limit, stall: func() { j.end(stalled(limit)) }}
+	return newSteadyWriter(j.channel, limit, func() { j.end(stalled(limit)) })
 }
 
 // end ends the jump for a reason of ours. It waits for nothing.

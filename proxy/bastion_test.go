@@ -235,7 +235,7 @@ func TestMalformedJumpsAreRefused(t *testing.T) {
 		client := s.login("nix", testKey("alice"))
 		for _, payload := range [][]byte{
 			nil, {0xff, 0xff, 0xff, 0xff}, text("builder1"), append(direct("builder1", 22), 0),
-			direct(strings.Repeat("x", maxJumpPayload), 22), make([]byte, 200<<10),
+			direct(strings.Repeat("x", maxChannelPayload), 22), make([]byte, 200<<10),
 		} {
 			_, _, err := client.OpenChannel("direct-tcpip", payload)
 			var refusal *ssh.OpenChannelError

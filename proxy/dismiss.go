@@ -78,7 +78,7 @@ func (p *Proxy) reviewJump(login *Login, target JumpConn) error {
 	if err != nil {
 		return err
 	}
-	self, err := ownMachine(p.front.addresses())
+	self, err := ownMachine(p.front.ownDoors())
 	if err != nil {
 		return err
 	}

@@ -266,6 +266,49 @@ func TestBuildsOfRemovedPrincipalsCanFinish(t *testing.T) {
 	v.ssh.Wait()
 }
 
+// Guards against answers that go on to tell what happens in a domain to who has to go
+// and may wait for his builds alone.
+func TestAnswersEndForWhoHasToGo(t *testing.T) {
+	for _, command := range []string{"status --watch=1", "log one --follow"} {
+		t.Run(command, func(t *testing.T) {
+			b1 := newLabBuilder("b1")
+			release, more := make(chan struct{}), make(chan struct{})
+			t.Cleanup(func() { close(release) })
+			b1.maxJobs = 4
+			b1.build = func(ctx context.Context, b *labBuilder, log nix.Logger, drv *nix.BasicDerivation) (*nix.BuildResult, error) {
+				nix.Line(log, "before")
+				<-more
+				nix.Line(log, "a secret")
+				return held(release)(ctx, b, log, drv)
+			}
+			l := newLabOf(t, labPolicy{extra: "reload: {running_builds: finish}\n"}, b1)
+			v := l.visit(l.serve(), "alice")
+			v.daemon().build("one")
+			eventually(t, "the build runs", func() bool { return len(b1.built()) == 1 })
+			session, err := v.ssh.NewSession()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var out, errs syncBuffer
+			session.Stdout, session.Stderr = &out, &errs
+			if err := session.Start(command); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the answer begins", func() bool { return out.String() != "" })
+			l.removeAlice()
+			before := out.String()
+			close(more)
+			var exit *ssh.ExitError
+			if err := session.Wait(); !errors.As(err, &exit) || exit.ExitStatus() != 1 || !strings.Contains(errs.String(), "was removed") {
+				t.Errorf("it ended: %v, %q", err, errs.String())
+			}
+			if got := out.String(); got != before {
+				t.Errorf("was told %q", strings.TrimPrefix(got, before))
+			}
+		})
+	}
+}
+
 func second[T any](_ T, err error) error { return err }
 
 // removeAlice takes a principal out of the policy, and returns what the admin reads.
@@ -378,6 +421,25 @@ func TestReloadEndsForbiddenJumps(t *testing.T) {
 	}
 	if !v.alive() {
 		t.Error("the connection ended")
+	}
+}
+
+// Guards against a way through the proxy to itself once it drains: where it listened the
+// next process does.
+func TestJumpsLeadToNoDoorOfADrainingProxy(t *testing.T) {
+	l := newLabOf(t, labPolicy{principals: map[string]string{"jumper": `role: read, jump: ["127.0.0.0/8:*"]`}}, newLabBuilder("b1"))
+	addr, leave := l.openDoor()
+	v := l.visit(addr, "jumper")
+	leave()
+	next, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	var refusal *ssh.OpenChannelError
+	_, err = tryJump(v.ssh, "127.0.0.1", uint32(next.Addr().(*net.TCPAddr).Port))
+	if !errors.As(err, &refusal) || refusal.Reason != ssh.Prohibited {
+		t.Errorf("a jump to the next process: %v", err)
 	}
 }
 

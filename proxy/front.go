@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -211,6 +212,7 @@ type Front struct {
 	mu        sync.Mutex // guards what follows; taken before frontConn.mu
 	stopped   bool
 	listeners map[net.Listener]struct{}
+	doors     []netip.AddrPort // where those were, also when they are closed
 	conns     map[*frontConn]struct{}
 }
 
@@ -306,6 +308,7 @@ func (f *Front) begin(l net.Listener) bool {
 		return false
 	}
 	f.listeners[l] = struct{}{}
+	f.doors = append(f.doors, addrPort(l.Addr()))
 	f.wg.Add(1)
 	return true
 }
@@ -326,6 +329,14 @@ func (f *Front) addresses() []netip.AddrPort {
 		all = append(all, addrPort(l.Addr()))
 	}
 	return all
+}
+
+// ownDoors are where the front was ever listening: while it drains, another process of
+// the proxy does there.
+func (f *Front) ownDoors() []netip.AddrPort {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.doors)
 }
 
 // takeSlot waits while as many connections are open as file descriptors allow.

@@ -60,7 +60,7 @@ func (c *frontConn) crashed() {
 
 // enter takes a place among those who log in, and starts the clock.
 func (c *frontConn) enter() bool {
-	if left := c.front.penalties.left(c.remote.Addr()); left > 0 {
+	if left := c.front.penalties.left(c.remote.Addr()); left > 0 && !c.balancer {
 		left = left.Round(time.Second) + time.Second
 		c.front.refusals.note(RefusedPenalty, slog.LevelInfo, "ssh connection refused: its source failed to log in", append(c.where(), "for", left.String())...)
 		c.sayRefused(fmt.Sprintf("not allowed at this time, after failed logins from this address; try again in %s", left))
@@ -126,7 +126,7 @@ func (c *frontConn) exchangeIdents() error {
 	if err != nil {
 		return err
 	}
-	c.ident, c.replay = ident, raw
+	c.ident, c.replay = ident, append(raw, c.replay...) // behind a PROXY header more is there than raw has room for
 	return nil
 }
 
@@ -163,6 +163,10 @@ func (c *frontConn) stopTimers() {
 		c.alive.stop()
 	}
 }
+
+// maxChannelPayload bounds what comes with a channel, in bytes: two addresses with a
+// jump, nothing with a session. The library keeps it as long as the channel.
+const maxChannelPayload = 1 << 10
 
 // refuseChannel answers every channel that is neither a session nor a jump.
 func (c *frontConn) refuseChannel(_ *ssh.ServerConn, channel ssh.NewChannel) {

@@ -25,6 +25,10 @@ type frontConn struct {
 	net.Conn
 	front  *Front
 	remote netip.AddrPort
+	// balancer says that the connection is a listed balancer's own, by its header: it
+	// looks whether we live and does not log in, for which it pays nothing. Set before
+	// the login.
+	balancer bool
 
 	// ctx is the parent of every command's context; cancel is called when the
 	// connection ended or the front stops the hard way.

@@ -44,6 +44,7 @@ func (c *frontConn) learnSource() error {
 	rest, _ := in.Peek(in.Buffered()) // never waits
 	c.replay = bytes.Clone(rest)
 	if header.Command.IsLocal() { // the balancer itself, to see whether we live
+		c.balancer = true
 		return nil
 	}
 	from, _, ok := header.TCPAddrs()

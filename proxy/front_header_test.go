@@ -78,6 +78,49 @@ func TestListedBalancerSaysWhereTheClientIs(t *testing.T) {
 	}
 }
 
+// atOnce is a connection whose first writes arrive as one.
+type atOnce struct {
+	net.Conn
+	first []byte // nil once it was sent
+}
+
+func (c *atOnce) Write(p []byte) (int, error) {
+	if c.first == nil {
+		return c.Conn.Write(p)
+	}
+	c.first = append(c.first, p...)
+	return len(p), nil
+}
+
+func (c *atOnce) Read(p []byte) (int, error) {
+	if c.first != nil {
+		if _, err := c.Conn.Write(c.first); err != nil {
+			return 0, err
+		}
+		c.first = nil
+	}
+	return c.Conn.Read(p)
+}
+
+// Guards against a client whose first packet is lost as it came together with the
+// balancer's header.
+func TestWhatComesWithTheHeaderIsKept(t *testing.T) {
+	for _, version := range []byte{1, 2} {
+		for _, ident := range []string{rawIdent, rawIdent + strings.Repeat("x", 230)} {
+			t.Run(fmt.Sprintf("v%d %d", version, len(ident)), func(t *testing.T) {
+				inMemory(t, balanced, func(s *site) {
+					conn := &atOnce{Conn: s.socketFrom(balancer), first: []byte(header(s, version, "192.0.2.5:4711"))}
+					c := newRawClient(s, conn, ident)
+					c.startAuth(s)
+					if got := c.signIn(s, "nix", testKey("alice").PublicKey(), testKey("alice")); got[0] != msgAuthSuccess {
+						s.Errorf("the login is answered with message %d", got[0])
+					}
+				})
+			})
+		}
+	}
+}
+
 // Guards against strangers who say themselves where they come from (CVE-2024-35175 of
 // sshpiper), from elsewhere or in a second header.
 func TestHeaderFromElsewhereEndsTheConnection(t *testing.T) {
@@ -140,8 +183,13 @@ func TestBalancerMayLookWhetherWeLive(t *testing.T) {
 	inMemory(t, balanced, func(s *site) {
 		local := "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
 		line := make([]byte, len(serverIdent))
-		if _, err := io.ReadFull(s.through(balancer, local), line); err != nil || string(line) != serverIdent {
-			s.Errorf("got %q, %v", line, err)
+		for range 100 { // of several, each twice a second
+			conn := s.through(balancer, local)
+			if _, err := io.ReadFull(conn, line); err != nil || string(line) != serverIdent {
+				s.Fatalf("got %q, %v; the log:\n%s", line, err, s.book)
+			}
+			conn.Close()
+			time.Sleep(time.Second / 4)
 		}
 	})
 }

@@ -3,6 +3,7 @@ package proxy
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -56,6 +57,23 @@ func TestSessionsShareABudget(t *testing.T) {
 			s.Errorf("%d bytes are taken by nobody", got)
 		}
 		s.works(alice)
+	})
+}
+
+// Guards against what comes with a channel, up to 256 KiB that the library keeps as long
+// as the channel, that no session reads and that is forgiven for that.
+func TestSessionsBringNothingAlong(t *testing.T) {
+	inMemory(t, nil, func(s *site) {
+		client := s.login("nix", testKey("alice"))
+		_, _, err := client.OpenChannel("session", make([]byte, maxChannelPayload+1))
+		var refusal *ssh.OpenChannelError
+		if !errors.As(err, &refusal) || refusal.Reason != ssh.Prohibited {
+			s.Errorf("a session with much behind its name: %v", err)
+		}
+		s.works(client)
+		if got := s.taken(); got != 0 {
+			s.Errorf("%d bytes are taken by nobody", got)
+		}
 	})
 }
 

@@ -144,6 +144,9 @@ func (p *penalties) leave(addr netip.Addr) {
 
 // penalise makes a source pay for how its login ended, if that is its fault.
 func (c *frontConn) penalise(what offence) {
+	if c.balancer {
+		return
+	}
 	left := c.front.penalties.add(c.remote.Addr(), what)
 	if left == 0 {
 		return

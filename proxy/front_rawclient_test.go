@@ -100,11 +100,6 @@ func (c *rawClient) exchange(ident string) error {
 	if _, err := fmt.Fprintf(c.conn, "%s\r\n", ident); err != nil {
 		return err
 	}
-	line, err := c.in.ReadString('\n')
-	if err != nil {
-		return err
-	}
-	server := strings.TrimRight(line, "\r\n")
 	mine := kexInit{
 		KexAlgos: []string{"curve25519-sha256"}, HostKeyAlgos: []string{"ssh-ed25519"},
 		CiphersClientServer: []string{"aes128-gcm@openssh.com"}, CiphersServerClient: []string{"aes128-gcm@openssh.com"},
@@ -112,9 +107,14 @@ func (c *rawClient) exchange(ident string) error {
 		CompressionClientServer: []string{"none"}, CompressionServerClient: []string{"none"},
 	}
 	myInit := ssh.Marshal(&mine)
-	if err := c.write(myInit); err != nil {
+	if err := c.write(myInit); err != nil { // before the server has said anything, as many clients do
 		return err
 	}
+	line, err := c.in.ReadString('\n')
+	if err != nil {
+		return err
+	}
+	server := strings.TrimRight(line, "\r\n")
 	theirInit, err := c.read()
 	if err != nil {
 		return err

@@ -234,9 +234,11 @@ func (c *frontConn) finish(seen *finishing) {
 
 func (c *frontConn) lookWhetherDone(seen *finishing) {
 	defer c.front.recovered("end of a connection")
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	d := c.leaving.Load()
-	if d == nil || !d.Finish {
-		return // it stays, or goes already
+	if c.ended || d == nil || !d.Finish {
+		return // it is gone, stays, or goes already
 	}
 	received := c.received.Load()
 	switch {
@@ -248,13 +250,10 @@ func (c *frontConn) lookWhetherDone(seen *finishing) {
 		seen.done, seen.quiet = seen.done+finishInterval, seen.quiet+finishInterval
 	}
 	seen.received = received
-	if seen.quiet >= finishQuiet || seen.done >= finishLimit {
-		c.dismiss(&Dismissal{Reason: d.Reason}, &Reviewed{})
+	if seen.quiet < finishQuiet && seen.done < finishLimit {
+		c.finish(seen)
 		return
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.ended {
-		c.finish(seen)
-	}
+	c.leaving.Store(&Dismissal{Reason: d.Reason})
+	c.part(d.Reason)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -134,6 +135,33 @@ func TestDismissedClientsThatSendAreToldToo(t *testing.T) {
 	})
 }
 
+// Guards against a last word in the middle of what a command says: a channel is not for
+// two writers at once, and either could overwrite the other's packet.
+func TestLastWordWaitsForWhatIsBeingSaid(t *testing.T) {
+	said := strings.Repeat("a line of a log\n", 3<<20/16) // more than a window
+	inMemory(t, func(o *FrontOptions) {
+		reviewing(false)(o)
+		o.Exec = func(_ context.Context, x *Exec) int {
+			io.WriteString(x.Stderr, said)
+			return 0
+		}
+	}, func(s *site) {
+		client := s.login("nix", testKey("alice"))
+		ch, requests := s.channel(client)
+		go ssh.DiscardRequests(requests)
+		s.request(ch, "exec", text("x"))
+		synctest.Wait()
+		s.roster.remove(testKey("alice"))
+		s.front.Review()
+		time.Sleep(tellPatience + time.Millisecond)
+		synctest.Wait()
+		got, err := io.ReadAll(ch.Stderr())
+		if last, whole := strings.CutPrefix(string(got), said); err != nil || !whole || last != "" && last != "nixbastion: you have to go\n" {
+			s.Errorf("%d bytes, %v; of what the command said all: %t, then %.100q", len(got), err, whole, last)
+		}
+	})
+}
+
 // Guards against work that is to be finished and is not, against new work on such a
 // connection, and against one that never ends.
 func TestConnectionsThatFinishTheirWorkDoNothingElse(t *testing.T) {
@@ -183,6 +211,42 @@ func TestConnectionsThatFinishTheirWorkDoNothingElse(t *testing.T) {
 		client.Wait()
 		if after := time.Since(start); after < finishQuiet || after > finishQuiet+2*finishInterval {
 			s.Errorf("the connection ended %s after its work", after)
+		}
+	})
+}
+
+// Guards against a connection that lives on although it has to go at once, since a look
+// whether its work is done was on the way.
+func TestEndAtOnceIsNotPutOff(t *testing.T) {
+	inMemory(t, func(o *FrontOptions) {
+		reviewing(true)(o)
+		o.Exec = func(_ context.Context, x *Exec) int {
+			x.Working.Add(1)
+			defer x.Working.Add(-1)
+			return runTestCommand(context.Background(), x)
+		}
+	}, func(s *site) {
+		client := s.login("nix", testKey("alice"))
+		ch, requests := s.channel(client)
+		go ssh.DiscardRequests(requests)
+		s.request(ch, "exec", text("pour")) // into a window that is never read
+		synctest.Wait()
+		s.roster.remove(testKey("alice"))
+		s.front.Review()
+		var c *frontConn
+		s.front.each(func(one *frontConn) { c = one })
+		looked := make(chan struct{})
+		c.mu.Lock()
+		go func() { defer close(looked); c.lookWhetherDone(&finishing{}) }()
+		for range 1000 { // it comes to the lock
+			runtime.Gosched()
+		}
+		c.leaving.Store(&Dismissal{Reason: errors.New("revoked")})
+		c.part(errors.New("revoked"))
+		c.mu.Unlock()
+		<-looked
+		if after := ends(client); after >= time.Second {
+			s.Errorf("the connection ended after %s", after)
 		}
 	})
 }

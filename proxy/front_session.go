@@ -33,6 +33,8 @@ type frontSession struct {
 	terminal bool              // the client asked for one
 	gone     chan struct{}     // closed when the client closed the channel or is gone
 	does     occupation        // for the admin to see
+	// stdout and stderr are the only writers to the channel.
+	stdout, stderr *steadyWriter
 	// farewell keeps a last word of the front and the end of our side apart, which the
 	// library does not.
 	farewell sync.Mutex
@@ -51,6 +53,11 @@ func (c *frontConn) serveSession(conn *ssh.ServerConn, channel ssh.NewChannel) {
 		return
 	}
 	defer c.releaseSession()
+	if n := len(channel.ExtraData()); n > maxChannelPayload {
+		c.front.refusals.note(RefusedSession, slog.LevelWarn, "ssh session refused", append(c.where(), "principal", c.granted, "reason", fmt.Sprintf("%d bytes came with it", n))...)
+		c.refuse(channel, ssh.Prohibited, "nixbastion: nothing may come with a session")
+		return
+	}
 	seen := c.front.reviews.Load()
 	who, err := c.identityOf(conn)
 	if err != nil {
@@ -64,6 +71,7 @@ func (c *frontConn) serveSession(conn *ssh.ServerConn, channel ssh.NewChannel) {
 	}
 	c.refuseStderr(ch)
 	s := &frontSession{conn: c, who: who, channel: ch, requests: requests, gone: make(chan struct{})}
+	s.stdout, s.stderr = s.steady(ch), s.steady(ch.Stderr())
 	defer enrol(c, &c.serving, s, seen)()
 	s.run()
 }
@@ -254,24 +262,23 @@ func (s *frontSession) refuse(sentence string, status int) int {
 	if s.terminal {
 		end = "\r\n" // the client's is in raw mode
 	}
-	fmt.Fprintf(s.steady(s.channel.Stderr()), "nixbastion: %s%s", sentence, end)
+	fmt.Fprintf(s.stderr, "nixbastion: %s%s", sentence, end)
 	return status
 }
 
 func (s *frontSession) exec(ctx context.Context, command string) (status int) {
-	stdout, stderr := s.steady(s.channel), s.steady(s.channel.Stderr())
 	defer func() {
 		if p := recover(); p != nil {
 			s.conn.front.log.Error("panic", append(s.conn.where(), "where", "command", "principal", s.who.Principal,
 				"panic", quotePeer(fmt.Sprint(p)), "stack", string(debug.Stack()))...)
-			fmt.Fprintf(stderr, "nixbastion: internal error; the log of this host has the details\n")
+			fmt.Fprintf(s.stderr, "nixbastion: internal error; the log of this host has the details\n")
 			status = statusInternal
 		}
 	}()
 	s.does.begin(command)
 	return s.conn.front.exec(ctx, &Exec{
 		Identity: s.who, Command: command, Env: s.env, Terminal: s.terminal,
-		Stdin: &input{s.conn, s.channel}, Stdout: stdout, Stderr: stderr,
+		Stdin: &input{s.conn, s.channel}, Stdout: s.stdout, Stderr: s.stderr,
 		Stopping: s.conn.stopping, Draining: s.conn.front.draining, DrainIdle: s.conn.front.idleInDrain,
 		Lost: s.conn.lost, Dismissed: s.conn.dismissed, Working: &s.conn.working, Operates: s.does.operate,
 	})
@@ -279,9 +286,7 @@ func (s *frontSession) exec(ctx context.Context, command string) (status int) {
 
 func (s *frontSession) steady(w io.Writer) *steadyWriter {
 	limit := s.conn.front.limits.WriteStall
-	return &steadyWriter{w: w, limit: limit, stall: func() {
-		s.conn.lose(stalled(limit))
-	}}
+	return newSteadyWriter(w, limit, func() { s.conn.lose(stalled(limit)) })
 }
 
 // finish sends end of file, exit status and close, in this order: what comes

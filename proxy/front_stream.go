@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"io"
-	"sync"
 	"time"
 )
 
@@ -16,16 +15,20 @@ type steadyWriter struct {
 	limit time.Duration
 	stall func() // called once per stall, from another goroutine
 
-	mu    sync.Mutex
-	timer *time.Timer // nil before the first write
+	turn  chan struct{} // has a token while somebody writes
+	timer *time.Timer   // of who has the turn; nil before the first write
+}
+
+func newSteadyWriter(w io.Writer, limit time.Duration, stall func()) *steadyWriter {
+	return &steadyWriter{w: w, limit: limit, stall: stall, turn: make(chan struct{}, 1)}
 }
 
 // stepBytes is what counts as progress: one packet of SSH.
 const stepBytes = 32 << 10
 
 func (s *steadyWriter) Write(p []byte) (n int, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.turn <- struct{}{}
+	defer func() { <-s.turn }()
 	for err == nil && len(p) > 0 {
 		var m int
 		m, err = s.step(p[:min(len(p), stepBytes)])

@@ -19,7 +19,7 @@ func (p *Proxy) state() metrics.State {
 	g := p.router.Gauges()
 	s := metrics.State{
 		Draining: p.Draining(), Ready: p.Ready() == nil,
-		Front: p.front.state(), Cache: p.cacheState(),
+		Front: p.front.state(), Refusals: p.refusals.byWord(), Cache: p.cacheState(),
 		Queue: metrics.Queue{Length: g.Waiting, Oldest: g.Oldest},
 	}
 	for i := range g.Builders {
@@ -63,7 +63,7 @@ func (p *Proxy) cacheState() metrics.Cache {
 	s := p.cache.Stats()
 	return metrics.Cache{
 		Bytes: s.Bytes, Limit: s.Limit, Paths: s.Paths, Arriving: s.Arriving, Hits: s.Hits, Misses: s.Misses,
-		Added: s.Added, Evictions: s.Evictions, Differing: s.Differing, Broken: s.Broken, Corrupt: s.Corrupt,
+		Added: s.Added, Evictions: s.Evictions, EvictedBytes: s.EvictedBytes, Differing: s.Differing, Broken: s.Broken, Corrupt: s.Corrupt,
 		Unpublished: s.Unpublished, ScrubbedBytes: s.Scrubbed, Quarantined: s.Quarantined, QuarantinedBytes: s.QuarantinedBytes,
 	}
 }

@@ -55,6 +55,15 @@ func (b *builds) suspected(drv nix.StorePath) []route.Exclusion {
 	return b.suspects.of(drv, names)
 }
 
+// askersOf are the principals as they stand in the queue.
+func askersOf(pol *policy.Policy) []route.Asker {
+	all := make([]route.Asker, len(pol.Principals))
+	for i := range pol.Principals {
+		all[i] = askerOf(&pol.Principals[i])
+	}
+	return all
+}
+
 func askerOf(principal *policy.Principal) route.Asker {
 	return route.Asker{
 		Principal: principal.Name, PrincipalMaxJobs: principal.MaxJobs,

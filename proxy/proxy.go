@@ -205,11 +205,12 @@ func (p *Proxy) openFeeds() {
 // Cache is the store, for the admin. It is closed by Shutdown.
 func (p *Proxy) Cache() *cache.Cache { return p.cache }
 
-// apply brings builders to what the policy says.
+// apply brings builders and the queue to what the policy says.
 func (p *Proxy) apply(pol *policy.Policy) {
 	p.builds.grace.update(pol.Builders)
 	p.pool.Update(pol.Builders)
 	p.router.SetStarveAfter(pol.Scheduling.StarveAfter)
+	p.router.SetAskers(askersOf(pol))
 	p.router.SetBuilders(placesOf(pol))
 	p.metrics.SetLabels(labelsOf(pol))
 	p.drains.apply(pol.Builders)
@@ -404,8 +405,8 @@ func (p *Proxy) serveStore(ctx context.Context, x *Exec, write bool, log *slog.L
 
 // ended tells why a session ended, if not in order, and returns its exit status.
 func ended(x *Exec, err error, log *slog.Logger) int {
-	if x.Dismissed != nil && x.Dismissed() != nil {
-		err = x.Dismissed()
+	if why := x.sentAway(); why != nil {
+		err = why
 	}
 	if err == nil {
 		return 0

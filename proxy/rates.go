@@ -56,9 +56,10 @@ func (b *builds) awaitTurn(ctx context.Context, s *session, drvPath nix.StorePat
 	if wait <= 0 {
 		return nil
 	}
+	text := max(wait.Round(time.Second), time.Second).String()
 	nix.Line(log, fmt.Sprintf("waiting %s with '%s': %s began more than %d builds a minute (builds_per_minute)",
-		wait.Round(time.Second), drvPath, p.Name, p.BuildsPerMinute))
-	b.refusals.note(DelayedBuild, slog.LevelWarn, "build waits: too many in a minute", "principal", p.Name, "drv", drvPath.String(), "for", wait.Round(time.Second).String())
+		text, drvPath, p.Name, p.BuildsPerMinute))
+	b.refusals.note(DelayedBuild, slog.LevelWarn, "build waits: too many in a minute", "principal", p.Name, "drv", drvPath.String(), "for", text)
 	select {
 	case <-time.After(wait):
 		return nil

@@ -62,8 +62,12 @@ func TestBuildsBeyondTheRateWaitAndSaySo(t *testing.T) {
 		if took := turn("alice", &told, t.Context()); took > 2*time.Second {
 			t.Errorf("waited %s for those who have left", took)
 		}
-		if n := b.refusals.counts()[DelayedBuild]; n != 102 {
-			t.Errorf("%d are counted, want 102", n)
+		time.Sleep(1800 * time.Millisecond)
+		if turn("alice", &told, t.Context()); !strings.HasPrefix(told[len(told)-1], "waiting 1s with") {
+			t.Errorf("was told %q for a moment", told[len(told)-1])
+		}
+		if n := b.refusals.counts()[DelayedBuild]; n != 103 {
+			t.Errorf("%d are counted, want 103", n)
 		}
 	})
 }

@@ -64,6 +64,15 @@ func (r *refusals) counts() map[Refusal]uint64 {
 	return all
 }
 
+// byWord is counts for who does not know the reasons.
+func (r *refusals) byWord() map[string]uint64 {
+	all := map[string]uint64{}
+	for why, n := range r.counts() {
+		all[string(why)] = n
+	}
+	return all
+}
+
 // count counts one whose line somebody else writes.
 func (r *refusals) count(why Refusal) {
 	r.mu.Lock()

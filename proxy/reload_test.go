@@ -120,6 +120,26 @@ func TestReloadLooksAtTheQueueAtOnce(t *testing.T) {
 	}
 }
 
+// Guards against builds that wait under the limit of before until their principal asks
+// for another one.
+func TestReloadChangesLimitsOfWhoWaits(t *testing.T) {
+	b1 := newLabBuilder("b1")
+	release := make(chan struct{})
+	b1.maxJobs, b1.build = 4, held(release)
+	l := newLab(t, b1)
+	l.edit("{name: bob, role: full,", "{name: bob, role: full, max_jobs: 1,")
+	ended := []chan error{l.begin("bob", "one"), l.begin("bob", "two"), l.begin("bob", "three")}
+	eventually(t, "two wait", func() bool { return len(l.proxy.router.Status().Queue) == 2 })
+	l.edit("max_jobs: 1,", "max_jobs: 2,")
+	eventually(t, "another one runs", func() bool { return len(b1.built()) == 2 && len(l.proxy.router.Status().Queue) == 1 })
+	close(release)
+	for _, done := range ended {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // Guards against a build that goes wrong because a reload came between the choice of
 // its builder and its session there, again and again.
 func TestReloadsDuringBuildsFailNone(t *testing.T) {

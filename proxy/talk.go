@@ -76,7 +76,10 @@ func (p *Proxy) answerQuestion(ctx context.Context, x *Exec, words []string) int
 	ctx, stop := untilStopping(ctx, x.Stopping)
 	defer stop()
 	look := Look{Terminal: x.Terminal, Colour: x.Terminal && x.Env["NO_COLOR"] == "" && x.Env["TERM"] != "dumb"}
-	err := p.reply(ctx, &asker{client: x.Identity, access: accessOf(x)}, exitWriter{x}, words, look)
+	err := p.reply(ctx, &asker{client: x.Identity, access: accessOf(x)}, exitWriter{x, stop}, words, look)
+	if why := x.sentAway(); why != nil {
+		err = why
+	}
 	if err == nil {
 		return 0
 	}
@@ -85,6 +88,14 @@ func (p *Proxy) answerQuestion(ctx context.Context, x *Exec, words []string) int
 		return statusUsage
 	}
 	return 1
+}
+
+// sentAway says why the client has to go, nil if it may stay.
+func (x *Exec) sentAway() error {
+	if x.Dismissed == nil {
+		return nil
+	}
+	return x.Dismissed()
 }
 
 // untilStopping ends a context also when the front stops: an answer that goes on would
@@ -102,10 +113,18 @@ func untilStopping(ctx context.Context, stopping <-chan struct{}) (_ context.Con
 	return ctx, func() { cancel(nil); waiting.Wait() }
 }
 
-// exitWriter writes lines to a client.
-type exitWriter struct{ x *Exec }
+// exitWriter writes lines to a client, and ends the answer of one that has to go: it may
+// wait for its builds, and learns nothing else meanwhile.
+type exitWriter struct {
+	x    *Exec
+	stop func()
+}
 
 func (w exitWriter) Write(text []byte) (int, error) {
+	if err := w.x.sentAway(); err != nil {
+		w.stop()
+		return 0, err
+	}
 	return len(text), w.x.write(w.x.Stdout, string(text))
 }
 

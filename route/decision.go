@@ -193,9 +193,7 @@ func (r *Router) Explain(req Request) Decision {
 	l := &lane{shape: req.shape(), principal: &owner}
 	r.examine(l)
 	w.lane, w.seq = l, r.lastSeq+1
-	if len(w.lacks) != len(r.places) {
-		w.weights = r.weigh(r.places, req.Inputs)
-	}
+	r.renumber(w)
 	d := Decision{System: l.system, Features: l.features, Limit: owner.atLimitReason(), Ahead: r.ahead(w)}
 	d.Estimate = seconds(w.seconds)
 	d.Builds = r.estimates.known(req.Job, req.System).builds

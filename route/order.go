@@ -70,8 +70,10 @@ type waiter struct {
 	// seconds is how long it will take, at speed 1, and rank that with what waits for
 	// it.
 	seconds, rank float64
-	// weights are shared with its turns.
+	// weights are shared with its turns. They are by the numbers that builders had at
+	// numbering until the request is in the queue, and follow reloads from then on.
 	*weights
+	numbering uint64
 	// planned is the plan that has looked at it. In it the builder chosen was choice,
 	// -1 for none, with a slot at slotAt.
 	planned uint64
@@ -125,6 +127,7 @@ func (r *Router) prepare(req Request) *waiter {
 	w.seconds, w.rank = seconds, seconds+tail
 	r.mu.Lock()
 	places := r.places // replaced, never changed
+	w.numbering = r.numbering
 	r.mu.Unlock()
 	w.weights = r.weigh(places, req.Inputs)
 	return w
@@ -166,13 +169,18 @@ func (w *waiter) follow(moved []int, n int) {
 	w.lacks, w.as = lacks, as
 }
 
+// renumber weighs anew if a reload came after prepare.
+func (r *Router) renumber(w *waiter) {
+	if w.numbering != r.numbering {
+		w.weights, w.numbering = r.weigh(r.places, w.req.Inputs), r.numbering
+	}
+}
+
 // enqueue puts a request into its lane.
 func (r *Router) enqueue(w *waiter) {
 	r.lastSeq++
 	w.seq = r.lastSeq
-	if len(w.lacks) != len(r.places) { // a reload came between
-		w.weights = r.weigh(r.places, w.req.Inputs)
-	}
+	r.renumber(w)
 	r.line(w)
 	if w.older = r.newest; w.older != nil {
 		w.older.younger = w
@@ -286,8 +294,17 @@ func (r *Router) principalOf(req *Request) *principal {
 		p.served = max(p.served, r.served) // what it did not want before is not owed to it
 		p.seq = r.lastSeq
 	}
-	p.limit, p.class, p.weight = req.PrincipalMaxJobs, req.Class, orOne(req.Weight)
+	if a, set := r.askers[req.Principal]; set {
+		p.stand(a)
+	} else {
+		p.stand(req.Asker)
+	}
 	return p
+}
+
+// stand takes over how the principal stands to others.
+func (p *principal) stand(a Asker) {
+	p.limit, p.class, p.weight = a.PrincipalMaxJobs, a.Class, orOne(a.Weight)
 }
 
 // remove takes a request out of the queue, with all its turns.

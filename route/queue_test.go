@@ -204,6 +204,42 @@ func TestPrincipalLimit(t *testing.T) {
 	})
 }
 
+// Guards against a queue that goes on under the limit of before, until its principal asks
+// for another build or for ever, as requests of before are made again.
+func TestLimitsOfPrincipalsHoldForThoseWhoWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRouter(linux("b1", 4))
+		alice := askLinux()
+		alice.PrincipalMaxJobs = 1
+		limit := func(n int) {
+			a := alice.Asker
+			a.PrincipalMaxJobs = n
+			r.SetAskers([]Asker{a})
+		}
+		first := take(t, r, alice)
+		second, third := start(t, r, alice), start(t, r, alice)
+		limit(2)
+		expect(t, "second, after the limit was raised", second.got(), "b1")
+		if !third.waits() {
+			t.Error("the raised limit was passed")
+		}
+		fourth := start(t, r, alice) // says 1
+		limit(3)
+		expect(t, "third, although a later request says less", third.got(), "b1")
+		limit(1)
+		first.Release()
+		second.lease.Release()
+		if !fourth.waits() {
+			t.Error("the lowered limit was passed")
+		}
+		third.lease.Release()
+		expect(t, "fourth", fourth.got(), "b1")
+		r.SetAskers(nil)
+		alice.PrincipalMaxJobs = 2
+		expect(t, "fifth, of a principal that is not in the policy", start(t, r, alice).got(), "b1")
+	})
+}
+
 // TestCancelFreesThePlace guards against a client that left and is still waited for.
 func TestCancelFreesThePlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -570,4 +606,25 @@ func TestDownNamesEveryBuilderOfTheDomain(t *testing.T) {
 	expect(t, "a domain without builders", r.Down("f"), "domain 'f' has no builder")
 	r.SetUp("b1", true, "")
 	expect(t, "one came back", r.Down("d"), "")
+}
+
+// Guards against a request that takes what another builder lacks for what its own does: a
+// reload between the look at the builders and the place in the queue may have numbered
+// them anew.
+func TestReloadBeforeTheQueueIsNoticed(t *testing.T) {
+	r := newRouter(linux("b1", 1), linux("b2", 1))
+	id := r.Intern("/nix/store/x")
+	r.NoteHeld("b2", id)
+	req := askLinux()
+	req.Inputs = []Input{{ID: id, Size: 1 << 30}}
+	w := r.prepare(req)
+	w.ended = func() {}
+	r.SetBuilders([]Builder{linux("b2", 1), linux("b3", 1)})
+	r.lock()
+	r.enqueue(w)
+	lacks := slices.Clone(w.lacks)
+	r.unlock()
+	if want := []float32{0, 1 << 30}; !slices.Equal(lacks, want) {
+		t.Errorf("b2 and b3 are thought to lack %v bytes, want %v", lacks, want)
+	}
 }

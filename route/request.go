@@ -51,8 +51,8 @@ type Request struct {
 // Asker is one who asks for builds.
 type Asker struct {
 	// Principal is its name, and PrincipalMaxJobs how many places all its requests
-	// together may hold; 0 means as many as there are. The newest request's limit holds
-	// for those that wait, too.
+	// together may hold; 0 means as many as there are. What SetAskers says holds before
+	// it, and the newest request's limit for those that wait, too.
 	Principal        string
 	PrincipalMaxJobs int
 	// Class and Weight say how the principal stands to others that wait: a class goes

@@ -46,11 +46,12 @@ type Router struct {
 	// byName also has removed builders for as long as leases are held there.
 	byName map[string]*place
 	// places are the configured builders by name. up, hopeful and free are their
-	// indexes.
-	places  []*place
-	up      bitset
-	hopeful bitset
-	free    bitset
+	// indexes, and numbering counts how often these were given out.
+	places    []*place
+	numbering uint64
+	up        bitset
+	hopeful   bitset
+	free      bitset
 	// stirred are the builders whose reason to wait for has changed since the last
 	// settle.
 	stirred bitset
@@ -60,6 +61,7 @@ type Router struct {
 	paces map[string]*pace
 
 	principals map[string]*principal
+	askers     map[string]Asker // what SetAskers said of principals
 	// served is what the principal had been served that was served last: who comes
 	// new begins there.
 	served float64
@@ -128,6 +130,21 @@ func (r *Router) SetStarveAfter(age time.Duration) {
 	r.lock()
 	defer r.unlock()
 	r.starveAfter = positiveOr(age, defaultStarveAfter)
+}
+
+// SetAskers says how principals stand from now on, whatever their requests say, also
+// those that wait already. Of all others the newest request counts.
+func (r *Router) SetAskers(all []Asker) {
+	r.lock()
+	defer r.unlock()
+	r.askers = make(map[string]Asker, len(all))
+	for _, a := range all {
+		r.askers[a.Principal] = a
+		if p := r.principals[a.Principal]; p != nil {
+			p.stand(a)
+		}
+	}
+	r.settle()
 }
 
 // SetBuilders replaces the builders; of two with one name the later counts. A
@@ -201,6 +218,7 @@ func (r *Router) dropMissing(before []*place) {
 // place the number that it had before, -1 for new ones.
 func (r *Router) index() (moved []int) {
 	r.up, r.hopeful, r.free, r.stirred = nil, nil, nil, nil
+	r.numbering++
 	for i, p := range r.places {
 		moved = append(moved, p.index)
 		p.index = i

@@ -31,6 +31,7 @@ func (c *stateCollector) Describe(ch chan<- *prometheus.Desc) {
 		ch <- b.desc
 	}
 	ch <- queueLength
+	ch <- refusals
 	for _, l := range perLoad {
 		ch <- l.desc
 	}
@@ -48,6 +49,9 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for system, n := range c.labels.bySystem(s.Queue.Length) {
 		ch <- prometheus.MustNewConstMetric(queueLength, prometheus.GaugeValue, float64(n), system)
+	}
+	for result, n := range refusalsBy(s.Refusals) {
+		ch <- prometheus.MustNewConstMetric(refusals, prometheus.CounterValue, float64(n), result)
 	}
 	for i := range s.Builders {
 		collectBuilder(ch, &s.Builders[i])

@@ -72,7 +72,7 @@ func TestTheTextHasEveryResult(t *testing.T) {
 	text := readFile(t, tableFile)
 	for metric, words := range map[string][]string{
 		"builds_total": buildResults[:], "build_attempts_total": attemptResults[:], "build_requests_total": requestResults[:],
-		"ssh_logins_total": loginResults[:], "ssh_connections_total": connectionResults[:], "ssh_jumps_total": jumpResults[:], "policy_reloads_total": reloadResults[:],
+		"ssh_logins_total": loginResults[:], "ssh_connections_total": connectionResults[:], "ssh_jumps_total": jumpResults[:], "policy_reloads_total": reloadResults[:], "refusals_total": refusalResults[:],
 	} {
 		_, section, found := strings.Cut(text, "\n- `nixbastion_"+metric+"`:")
 		section, _, _ = strings.Cut(section, "\n- ")
@@ -112,7 +112,7 @@ func checkExpression(t *testing.T, where, expr string) (metrics []string) {
 			labels[l] = true
 		}
 	}
-	for _, words := range [][]string{buildResults[:], attemptResults[:], requestResults[:], loginResults[:], connectionResults[:], jumpResults[:], reloadResults[:]} {
+	for _, words := range [][]string{buildResults[:], attemptResults[:], requestResults[:], loginResults[:], connectionResults[:], jumpResults[:], reloadResults[:], refusalResults[:]} {
 		for _, word := range words {
 			results[word] = true
 		}

@@ -74,8 +74,9 @@ func TestHostileNamesMakeNoSeries(t *testing.T) {
 	m := New("test")
 	m.SetLabels([]string{"b1"}, []string{"x86_64-linux"})
 	m.Watch(func() State {
-		s := State{Queue: Queue{Length: map[string]int{"x86_64-linux": 1}}}
+		s := State{Queue: Queue{Length: map[string]int{"x86_64-linux": 1}}, Refusals: map[string]uint64{"login": 2}}
 		for i := range 100 {
+			s.Refusals[hostile(i)] = 1
 			s.Queue.Length[hostile(i)] = 1
 		}
 		return s
@@ -88,6 +89,9 @@ func TestHostileNamesMakeNoSeries(t *testing.T) {
 	all := gathered(t, m)
 	if n := all["queue_length{system=other}"]; n != 100 {
 		t.Errorf("%v of 100 that wait are counted as other", n)
+	}
+	if all["refusals_total{result=other}"] != 100 || all["refusals_total{result=login}"] != 2 || all["refusals_total{result=session}"] != 0 {
+		t.Error("refusals for reasons that are not known are not counted as other")
 	}
 	if n := all["builds_total{builder=other,result=built,system=other}"]; n != 1000 {
 		t.Errorf("%v builds are counted as other, not 1000", n)
@@ -198,8 +202,10 @@ func TestReloadsCountsAndScrapesAtOnce(t *testing.T) {
 func TestFixedResultsBeginAtZero(t *testing.T) {
 	m := New("test")
 	m.SetLabels([]string{"b1"}, []string{"x86_64-linux"})
+	m.Watch(func() State { return State{} })
 	all := gathered(t, m)
 	for _, series := range []string{
+		"refusals_total{result=max_startups}",
 		"ssh_logins_total{result=refused}", "ssh_connections_total{result=refused}", "ssh_jumps_total{result=failed}",
 		"build_requests_total{result=known}", "policy_reloads_total{result=refused}", "build_attempts_total{builder=b1,result=fault}",
 		"queue_wait_seconds{system=x86_64-linux}",

@@ -3,6 +3,9 @@ package metrics
 // queueLength has a label that no other reading has.
 var queueLength = descOf("queue_length", "Builds that wait for a slot.", "system")
 
+// refusals has one, too.
+var refusals = descOf("refusals_total", "Who was turned away, or made to wait, by what was in the way. A connection may count more than once.", "result")
+
 // global are the readings without a label.
 var global = []reading[State]{
 	read("ready", "Whether the proxy takes clients (1), as /ready says.", func(s *State) float64 { return yes(s.Ready) }),
@@ -25,6 +28,7 @@ var global = []reading[State]{
 	read("cache_misses_total", "Paths that were asked for and were not there.", func(s *State) float64 { return num(s.Cache.Misses) }),
 	read("cache_added_paths_total", "Paths that became valid.", func(s *State) float64 { return num(s.Cache.Added) }),
 	read("cache_evicted_paths_total", "Paths that were removed to make room.", func(s *State) float64 { return num(s.Cache.Evictions) }),
+	read("cache_evicted_bytes_total", "What they took on disk.", func(s *State) float64 { return num(s.Cache.EvictedBytes) }),
 	read("cache_differing_paths_total", "Paths that came with other bytes than the cache holds, and were dropped.", func(s *State) float64 { return num(s.Cache.Differing) }),
 	read("cache_broken_paths_total", "Paths that were removed since their NAR was missing or wrong.", func(s *State) float64 { return num(s.Cache.Broken) }),
 	read("cache_corrupt_files_total", "NARs that were found to have wrong bytes on disk.", func(s *State) float64 { return num(s.Cache.Corrupt) }),

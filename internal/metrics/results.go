@@ -1,5 +1,7 @@
 package metrics
 
+import "slices"
+
 // The results of events are numbers here, so that no text of a peer's can become a
 // label. Their words are those that the table in docs/monitoring explains.
 
@@ -49,6 +51,28 @@ const (
 )
 
 var requestResults = [...]string{RequestStarted: "started", RequestJoined: "joined", RequestKnown: "known"}
+
+// refusalResults are what turns somebody away, or makes him wait: most have the name of
+// the key of the policy that says so.
+var refusalResults = [...]string{
+	"max_startups", "per_source_penalties", "proxy_protocol", "handshake", "login", "max_connections", "connections_per_minute",
+	"session", "session_memory", "builds_per_minute", "files", "penalised",
+}
+
+// refusalsBy sums by those words, all of which it has.
+func refusalsBy(n map[string]uint64) map[string]uint64 {
+	sums := make(map[string]uint64, len(refusalResults)+1)
+	for _, word := range refusalResults {
+		sums[word] = 0
+	}
+	for word, n := range n {
+		if !slices.Contains(refusalResults[:], word) {
+			word = Other
+		}
+		sums[word] += n
+	}
+	return sums
+}
 
 // ReloadResult is what became of a reload.
 type ReloadResult uint8

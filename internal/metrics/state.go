@@ -9,7 +9,10 @@ type State struct {
 	// ended; Ready that it takes clients.
 	Draining, Ready bool
 
-	Front    Front
+	Front Front
+	// Refusals are how many were turned away or made to wait, by what was
+	// in the way. Words that this package does not know count as [Other].
+	Refusals map[string]uint64
 	Queue    Queue
 	Builders []Builder // of the policy, each name once
 	Cache    Cache
@@ -81,6 +84,7 @@ type Cache struct {
 	Paths, Arriving               int64
 	Hits, Misses                  int64
 	Added, Evictions              int64
+	EvictedBytes                  int64
 	Differing                     int64
 	Broken, Corrupt, Unpublished  int64
 	ScrubbedBytes                 int64
