@@ -31,6 +31,8 @@ type server struct {
 	// auditor is nil for none, and outlives all else.
 	auditor proxy.Auditor
 	monitor *monitor // nil for none
+	// leaves is the admin's socket of the process before, if the policy has another.
+	leaves *net.UnixListener
 
 	// upgrading is held while another process is about to take our place, and for good
 	// once we stop.
@@ -75,13 +77,10 @@ func (s *server) startAdmin(open *net.UnixListener) (*admin, error) {
 		}
 		return answer, err
 	}
-	if open != nil {
-		open.SetUnlinkOnClose(true)
-		if open.Addr().String() == s.live.Current().Admin.Socket {
-			return startAdminOn(open, s.live, s.proxy.AskAdmin, change, s.proxy.Cache(), s.auditor, s.log), nil
-		}
-		defer open.Close() // the process before us leaves it to us
+	if open != nil && open.Addr().String() == s.live.Current().Admin.Socket {
+		return startAdminOn(open, s.live, s.proxy.AskAdmin, change, s.proxy.Cache(), s.auditor, s.log), nil
 	}
+	s.leaves = open
 	return startAdmin(s.live, s.proxy.AskAdmin, change, s.proxy.Cache(), s.auditor, s.log)
 }
 
@@ -92,7 +91,7 @@ func (s *server) run(config string) error {
 	doors, closeDoors := context.WithCancel(ctx)
 	served := make(chan error, 1)
 	go func() { served <- s.proxy.Serve(doors, listeners(s.doors)) }()
-	err := s.before.serving()
+	err := s.takePlace()
 	if err == nil {
 		err = s.serving(ctx, config, served)
 	}
@@ -105,6 +104,20 @@ func (s *server) run(config string) error {
 	default:
 		return errors.Join(err, s.end(err))
 	}
+}
+
+// takePlace returns once the process before, if there is one, has nothing to take back
+// any more. What it did with its sockets' files is ours to do from then on.
+func (s *server) takePlace() error {
+	if err := s.before.serving(); err != nil {
+		return err
+	}
+	if s.leaves != nil {
+		s.leaves.SetUnlinkOnClose(true)
+		s.leaves.Close()
+	}
+	s.admin.listener.SetUnlinkOnClose(true)
+	return nil
 }
 
 // serving returns when that is to end.

@@ -1,8 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -231,5 +235,60 @@ func TestALogThatNobodyReadsEndsNothing(t *testing.T) {
 	s.onlyOneRuns()
 	if err := s.ask(); err != nil {
 		t.Error(err)
+	}
+}
+
+// Guards against an upgrade that takes the admin's socket away before it has succeeded:
+// who failed to move it could not even be asked for another upgrade.
+func TestTheAdminsSocketMovesWithAnUpgradeThatSucceeds(t *testing.T) {
+	s := newStand(t)
+	s.start(nil)
+	s.hears("READY=1")
+	s.writePolicy("admin: {socket: missing/admin.sock}\n")
+	if _, err := s.upgrade(); err == nil || !strings.Contains(err.Error(), "listen on the admin's socket") {
+		t.Errorf("an upgrade to a socket that cannot be made: %v", err)
+	}
+	s.writePolicy("admin: {socket: other.sock}\n")
+	if _, err := s.upgrade(); err != nil {
+		t.Fatalf("another upgrade: %v", err)
+	}
+	s.onlyOneRuns()
+	if err := request(io.Discard, s.file("other.sock"), "GET", "status"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(s.file("state/admin.sock")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the socket of before: %v", err)
+	}
+}
+
+// Guards against upgrades that fail since the new process wants to listen where the old
+// one does: the address in the policy need not be written as the system writes it.
+func TestTheSocketForMetricsIsHandedOn(t *testing.T) {
+	s := newStand(t)
+	_, others, err := net.SplitHostPort(s.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ host, more string }{{"localhost", ""}, {"", ", allow_remote: true"}} {
+		port := freePort(t)
+		if port == others {
+			t.Fatal("one port for two")
+		}
+		s.writePolicy(fmt.Sprintf("metrics: {listen: %q%s}\n", c.host+":"+port, c.more))
+		if len(s.running()) == 0 {
+			s.start(nil)
+			s.hears("READY=1")
+		}
+		for range 2 { // to an address that is new to it, and with it
+			if _, err := s.upgrade(); err != nil {
+				t.Fatalf("metrics on %q: %v", c.host, err)
+			}
+			s.onlyOneRuns()
+			answer, err := http.Get("http://127.0.0.1:" + port + "/metrics")
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer.Body.Close()
+		}
 	}
 }
