@@ -68,6 +68,10 @@ func (c *Cache) Retire(ctx context.Context) error {
 	return nil
 }
 
+// Shared reports whether another process uses the directory too: one that has the index
+// since Retire, or one that had it before and has not ended.
+func (c *Cache) Shared() bool { return c.retired.Load() != nil || c.predecessors.some.Load() }
+
 // retire runs on the keeper's goroutine: nothing is being published or evicted.
 func (k *keeper) retire(list *promises) error {
 	k.writeRecency()

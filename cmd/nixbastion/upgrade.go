@@ -130,13 +130,14 @@ func socketPair() (ours net.Conn, theirs int, err error) {
 // it was.
 func (s *server) upgrade(ctx context.Context) (string, error) {
 	if !s.upgrading.TryLock() {
+		if s.stops.asked.Err() != nil {
+			return "", errors.New("the proxy is about to end")
+		}
 		return "", errors.New("an upgrade is under way already")
 	}
 	defer s.upgrading.Unlock()
-	select {
-	case <-s.replaced:
+	if s.isReplaced() {
 		return "", errors.New("another process has taken the place of this one already")
-	default:
 	}
 	if err := mayBeReplaced(); err != nil {
 		return "", err
@@ -146,17 +147,19 @@ func (s *server) upgrade(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	s.next.Store(next)
 	s.log.Info("upgrade begins", "program", programPath, "pid", next.process.Pid)
 	version, err := s.handOver(ctx, next)
 	if err != nil {
 		err = fmt.Errorf("the new process does not take the place of the old one, which goes on: %w", err)
 		s.log.Error("upgrade failed", "error", err)
+		s.next.Store(nil)
 		return "", err
 	}
 	took := time.Since(began).Round(time.Millisecond)
 	s.log.Info("upgraded", "version", version, "pid", next.process.Pid, "took", took.String())
-	s.next = next
 	close(s.replaced)
+	next.settle()
 	return fmt.Sprintf("process %d serves now, with version %s, after %s; process %d (version %s) ends when its sessions have ended\n",
 		next.process.Pid, version, took, os.Getpid(), versionOfUs()), nil
 }
@@ -177,7 +180,8 @@ func versionOfUs() string { return version }
 
 // handOver answers the new process until it serves, and ends it if that fails.
 func (s *server) handOver(ctx context.Context, next *successor) (version string, err error) {
-	next.conn.SetDeadline(time.Now().Add(successorPatience))
+	deadline := time.Now().Add(successorPatience)
+	next.conn.SetDeadline(deadline)
 	retired := false
 	for err == nil {
 		var word, rest string
@@ -188,7 +192,7 @@ func (s *server) handOver(ctx context.Context, next *successor) (version string,
 		case word == lineFailed:
 			err = errors.New(rest)
 		case word == lineOpen && !retired:
-			err = s.giveStore(ctx, next)
+			err = s.giveStore(ctx, next, deadline)
 			retired = err == nil
 		case word == lineServing && retired:
 			notify(s.log, fmt.Sprintf("MAINPID=%d", next.process.Pid), daemon.SdNotifyReady)
@@ -209,8 +213,8 @@ func (s *server) handOver(ctx context.Context, next *successor) (version string,
 }
 
 // giveStore lets the new process have the store, or says why not.
-func (s *server) giveStore(ctx context.Context, next *successor) error {
-	ctx, cancel := context.WithTimeout(ctx, successorPatience)
+func (s *server) giveStore(ctx context.Context, next *successor, deadline time.Time) error {
+	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	if err := s.proxy.Retire(ctx); err != nil {
 		return errors.Join(err, next.say(lineNo, err.Error()))
@@ -243,17 +247,4 @@ func (n *successor) end() {
 		<-n.ended
 	}
 	n.conn.Close()
-}
-
-// obey does what the process that took our place wants, until it ends.
-func (n *successor) obey(reload func()) {
-	for {
-		word, _, err := n.next()
-		if err != nil {
-			return
-		}
-		if word == lineReload {
-			reload()
-		}
-	}
 }
