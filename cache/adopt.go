@@ -18,6 +18,9 @@ func (c *Cache) adoptOffers() bool {
 	}
 	c.predecessors.adopting.Lock()
 	defer c.predecessors.adopting.Unlock()
+	if c.isClosed() {
+		return false
+	}
 	adopted := false
 	for _, p := range c.predecessors.list() {
 		names, err := p.offers()
@@ -72,6 +75,7 @@ func (c *Cache) adoptOffer(p *predecessor, name string) (took bool, err error) {
 		}
 		keys = append(keys, k)
 	}
+	vouches := vouching(keys)
 	records = c.news(c.holdersNow(nil, false, keys...), records)
 	s, err := c.takeOffer(p, path.Join(outDir, name), rec)
 	if err != nil {
@@ -82,7 +86,28 @@ func (c *Cache) adoptOffer(p *predecessor, name string) (took bool, err error) {
 		return true, nil
 	}
 	c.counters.added.Add(1)
+	defer c.signing.enter()()
+	for k, r := range records { // who took it in may have had other keys
+		records[k] = c.sign(k, vouches, r)
+	}
 	return true, c.install(records, s, nil)
+}
+
+// vouching is the domain that vouches for an offer, for all domains too. What is offered
+// for those alone has its signatures.
+func vouching(keys []key) string {
+	for _, k := range keys {
+		if k.domain != publicDomain {
+			return k.domain
+		}
+	}
+	return publicDomain
+}
+
+func (c *Cache) isClosed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed
 }
 
 // readOffer reads the narinfos of an offer, which are all of one path and one NAR.

@@ -85,14 +85,16 @@ func (c *Cache) dismissDead() {
 
 // dismiss needs the lock of the predecessor.
 func (c *Cache) dismiss(p *predecessor) {
+	c.predecessors.adopting.Lock() // nobody looks for offers in what is being closed
+	defer c.predecessors.adopting.Unlock()
 	if err := wipe(c.root, p.dir); err != nil {
 		c.log.Error("cannot wipe what a process left", "dir", p.dir, "err", err)
 		return
 	}
-	p.root.Close()
 	all := &c.predecessors
 	all.mu.Lock()
 	defer all.mu.Unlock()
+	p.root.Close()
 	all.all = slices.DeleteFunc(all.all, func(o *predecessor) bool { return o == p })
 	all.some.Store(len(all.all) > 0)
 	c.mu.Lock()
