@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -44,14 +45,20 @@ type ledger struct {
 	ended []*buildRecord
 }
 
-// openLedger reads what was kept.
-func openLedger(dir string, live *policy.Live, builds *inflight, log *slog.Logger) (*ledger, error) {
+// openLedger reads what was kept. What was not finished is removed, unless it may be
+// another process that shares the directory which has not.
+func openLedger(dir string, shared bool, live *policy.Live, builds *inflight, log *slog.Logger) (*ledger, error) {
 	l := &ledger{
 		files: recordFiles{dir: dir, log: log}, policy: live, inflight: builds, log: log,
 		keeping: make(chan struct{}, maxKeeping), writing: make(chan struct{}, 1), open: map[string]*ledgerEntry{},
 	}
-	if err := l.files.open(); err != nil {
-		return nil, err
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make directory of builds: %w", err)
+	}
+	if !shared {
+		if err := l.files.clear(); err != nil {
+			return nil, err
+		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -31,11 +31,8 @@ type recordFiles struct {
 
 var errNotKept = errors.New("it is not kept any more")
 
-// open makes the directory and clears away what was not finished.
-func (f *recordFiles) open() error {
-	if err := os.MkdirAll(f.dir, 0o700); err != nil {
-		return fmt.Errorf("make directory of builds: %w", err)
-	}
+// clear removes what was not finished. Nobody else may be writing.
+func (f *recordFiles) clear() error {
 	left, err := filepath.Glob(filepath.Join(f.dir, "*.tmp"))
 	if err != nil {
 		return err

@@ -97,7 +97,7 @@ func TestEveryBuildIsSeen(t *testing.T) {
 	if l.ended("next"); done.ID != r.ID || done.Result != "built" || done.Status != nix.StatusBuilt.String() || done.Builder != "b1" || done.Clients != 0 || len(done.Attempts) != 0 || len(done.Principals) != 2 {
 		t.Errorf("it ended as %+v", done)
 	}
-	again, err := openLedger(l.proxy.builds.ledger.files.dir, l.proxy.policy, newInflight(), l.proxy.log)
+	again, err := openLedger(l.proxy.builds.ledger.files.dir, false, l.proxy.policy, newInflight(), l.proxy.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -377,7 +377,7 @@ func TestKeptBuildsAreReadWithCare(t *testing.T) {
 	if b := l.buildsOf(); b.EndedCount != 2 { // the one of another process came meanwhile
 		t.Errorf("there is %+v", b)
 	}
-	again, err := openLedger(files.dir, l.proxy.policy, newInflight(), slog.New(slog.DiscardHandler))
+	again, err := openLedger(files.dir, false, l.proxy.policy, newInflight(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

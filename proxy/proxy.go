@@ -169,7 +169,7 @@ func (p *Proxy) open(ctx context.Context, beforeStore func() error) (err error) 
 	fetchCtx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.stopFetches = stop
 	inflight := newInflight()
-	ledger, err := openLedger(filepath.Join(pol.StateDir, "builds"), p.policy, inflight, p.log)
+	ledger, err := openLedger(filepath.Join(pol.StateDir, "builds"), p.cache.Shared(), p.policy, inflight, p.log)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -243,4 +244,35 @@ func tmpFolders(t *testing.T, l *lab) []string {
 		t.Fatal(err)
 	}
 	return found
+}
+
+// Guards against a log that is lost since its build ended while the next process began,
+// and took its file for what a crash has left.
+func TestTheRecordThatTheOldProcessIsWritingIsLeftAlone(t *testing.T) {
+	l := newLab(t, newLabBuilder("b1"))
+	dir := filepath.Join(l.proxy.policy.Current().StateDir, "builds")
+	names := []string{"aaaaaa.log.tmp", "bbbbbb.log", "bbbbbb.json.tmp"}
+	for _, name := range names {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	there := func() (n int) {
+		for _, name := range names {
+			if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+				n++
+			}
+		}
+		return n
+	}
+	old := l.succeed()
+	if n := there(); n != len(names) {
+		t.Errorf("%d of %d files are left", n, len(names))
+	}
+	l.shutDown(old)
+	eventually(t, "the new process is alone", func() bool { return !l.proxy.cache.Shared() })
+	l.restart()
+	if n := there(); n != 0 {
+		t.Errorf("%d files of nobody are left", n)
+	}
 }

@@ -431,3 +431,16 @@ func TestNoBuilderIsPutToSleepWhileTwoProcessesUseIt(t *testing.T) {
 		}
 	})
 }
+
+// Guards against a command that speaks to the service manager in the proxy's name, as
+// some that start containers or machines do.
+func TestCommandsDoNotSpeakForTheProxy(t *testing.T) {
+	for _, name := range []string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} {
+		t.Setenv(name, "ours")
+	}
+	t.Setenv("NIXBASTION_TEST", "theirs")
+	out, err := runCommand(t.Context(), []string{"/bin/sh", "-c", "env"}, []string{"NIXBASTION_BUILDER=b1"})
+	if err != nil || strings.Contains(out, "=ours") || !strings.Contains(out, "=theirs") || !strings.Contains(out, "NIXBASTION_BUILDER=b1") {
+		t.Errorf("the command has the environment\n%s\n%v", out, err)
+	}
+}

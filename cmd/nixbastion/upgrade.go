@@ -164,16 +164,35 @@ func (s *server) upgrade(ctx context.Context) (string, error) {
 		next.process.Pid, version, took, os.Getpid(), versionOfUs()), nil
 }
 
+// parentAtStart is the process that waits for our end, unless it has ended itself.
+var parentAtStart = os.Getppid()
+
 // mayBeReplaced refuses where the end of this process would take the new one along.
 func mayBeReplaced() error {
 	pid := strconv.Itoa(os.Getpid())
 	switch {
-	case pid == "1":
-		return errors.New("this process is the first of its container, which ends with it\nhint: have an init in the container (docker run --init), or start another container")
+	case pid == "1" || endsWithUs(parentAtStart, firstProcess()):
+		return errors.New("the container ends with this process, and the new one would with it\nhint: start another container instead")
 	case os.Getenv("SYSTEMD_EXEC_PID") == pid && os.Getenv("NOTIFY_SOCKET") == "":
 		return errors.New("systemd would stop the new process with this one, as it cannot be told of it\nhint: say Type=notify-reload in the unit, as systemd/nixbastion.service has it, and restart once")
 	}
 	return nil
+}
+
+// endsWithUs reports whether the first process, of that name, ends with this one: so do
+// shells and the inits of containers (tini, docker-init, dumb-init), which wait for the
+// process that they have started, and for no other.
+func endsWithUs(parent int, first string) bool {
+	return parent == 1 && first != "" && first != "systemd" && first != "init"
+}
+
+// firstProcess is the name of process 1, "" if it is not to be seen.
+func firstProcess() string {
+	name, err := os.ReadFile("/proc/1/comm")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(name))
 }
 
 func versionOfUs() string { return version }

@@ -452,3 +452,20 @@ func TestWhatIsToldTooEarlyIsToldOnceThePlaceIsTaken(t *testing.T) {
 		t.Errorf("the other process hears %q, not %q", heard, want)
 	}
 }
+
+// Guards against an upgrade in a container that ends with the process which was replaced:
+// it takes the new one along, with all that it has.
+func TestNoUpgradeWhereTheContainerEndsWithTheOldProcess(t *testing.T) {
+	for _, c := range []struct {
+		parent int
+		first  string
+		want   bool
+	}{
+		{1, "tini", true}, {1, "docker-init", true}, {1, "sh", true}, {1, "systemd", false}, {1, "init", false}, {1, "", false},
+		{7, "tini", false}, {7, "systemd", false},
+	} {
+		if got := endsWithUs(c.parent, c.first); got != c.want {
+			t.Errorf("a child of %d, where %q is the first process, ends it: %v", c.parent, c.first, got)
+		}
+	}
+}
