@@ -7,6 +7,8 @@ import (
 	"path"
 	"slices"
 	"strconv"
+	"syscall"
+	"time"
 
 	"nixbastion/internal/nix"
 )
@@ -25,17 +27,25 @@ func (c *Cache) adoptOffers() bool {
 	for _, p := range c.predecessors.list() {
 		names, err := p.offers()
 		if err != nil {
-			c.log.Error("cannot read what a process offers", "dir", p.dir, "err", err)
+			c.complain(p, "cannot read what a process offers", "err", err)
 		}
 		for _, name := range names {
 			took, err := c.adoptOffer(p, name)
 			if err != nil {
-				c.log.Error("cannot adopt a path", "dir", p.dir, "offer", name, "err", err)
+				c.complain(p, "cannot adopt a path", "offer", name, "err", err)
 			}
 			adopted = adopted || took
 		}
 	}
 	return adopted
+}
+
+// complain is for what is tried again soon and may fail again.
+func (c *Cache) complain(p *predecessor, what string, about ...any) {
+	if time.Since(p.complained) >= complainEvery {
+		p.complained = time.Now()
+		c.log.Error(what, append(about, "dir", p.dir)...)
+	}
 }
 
 // offers names what a predecessor offers, in its order.
@@ -53,11 +63,16 @@ func (p *predecessor) offers() ([]string, error) {
 }
 
 // adoptOffer makes a verified path of an offer, on its way to the disk as others
-// are. What is being decided about just now is left for the next time.
+// are. What is being decided about just now, or cannot be read now, is left for the next
+// time.
 func (c *Cache) adoptOffer(p *predecessor, name string) (took bool, err error) {
 	records, err := p.readOffer(path.Join(outDir, name))
+	if _, system := errors.AsType[syscall.Errno](err); system {
+		return false, err
+	}
 	if err != nil {
-		return false, errors.Join(err, p.root.RemoveAll(path.Join(outDir, name)))
+		c.log.Error("dropped what a process offers, as it is no path", "dir", p.dir, "offer", name, "err", err)
+		return false, p.root.RemoveAll(path.Join(outDir, name))
 	}
 	var rec *record
 	for _, rec = range records {
@@ -135,12 +150,19 @@ func (p *predecessor) readOffer(dir string) (map[key]*record, error) {
 	if err != nil {
 		return nil, err
 	}
+	archive, err := p.root.Lstat(path.Join(dir, offeredNAR))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, errors.New("offer without a NAR")
+	case err != nil:
+		return nil, err
+	}
 	var first *record
 	for _, rec := range records {
 		if first == nil {
 			first = rec
 		}
-		if !rec.sameBytes(first) || !hasLength(p.root, path.Join(dir, offeredNAR), rec.info.NarSize) {
+		if !rec.sameBytes(first) || uint64(archive.Size()) != rec.info.NarSize {
 			return nil, fmt.Errorf("offer of %s is not whole", rec.info.Path)
 		}
 	}

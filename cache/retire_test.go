@@ -418,3 +418,37 @@ func TestWhatIsAdoptedIsSignedWithTheKeysOfWhoAdopts(t *testing.T) {
 	flushed(t, next)
 	narinfoHas(t, dir, "team", o, "team-2", true)
 }
+
+// Guards against a path that is lost since what is offered could not be read for a moment,
+// as when there are too many open files, and against offers that make no sense and stay.
+func TestAnOfferThatCannotBeReadNowIsTriedAgain(t *testing.T) {
+	dir := newDir(t)
+	old := openCache(t, Options{Dir: dir})
+	retire(t, old)
+	next := openCache(t, Options{Dir: dir})
+	next.endBackground() // so that nobody adopts but who is told to
+	o, bad := obj("o", "1"), obj("bad", "2")
+	o.receive(t, old, in("team"))
+	bad.receive(t, old, in("team"))
+	offers, err := filepath.Glob(filepath.Join(dir, old.scratch.dir, outDir, "*"))
+	if err != nil || len(offers) != 2 {
+		t.Fatal(offers, err)
+	}
+	narinfo := filepath.Join(offers[0], keyOf("team", o.info.Path).flatName())
+	if err := errors.Join(os.Rename(narinfo, filepath.Join(dir, "kept")), os.Mkdir(narinfo, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(filepath.Join(offers[1], offeredNAR), 1); err != nil {
+		t.Fatal(err)
+	}
+	if next.adoptOffers() {
+		t.Error("adopted what cannot be read")
+	}
+	if _, err := os.Lstat(offers[1]); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what makes no sense stays: %v", err)
+	}
+	if err := errors.Join(os.Remove(narinfo), os.Rename(filepath.Join(dir, "kept"), narinfo)); err != nil {
+		t.Fatal(err)
+	}
+	o.holds(t, next, "team")
+}
