@@ -7,6 +7,8 @@ import (
 	"path"
 	"slices"
 	"strconv"
+	"syscall"
+	"time"
 
 	"nixbastion/internal/nix"
 )
@@ -18,21 +20,32 @@ func (c *Cache) adoptOffers() bool {
 	}
 	c.predecessors.adopting.Lock()
 	defer c.predecessors.adopting.Unlock()
+	if c.isClosed() {
+		return false
+	}
 	adopted := false
 	for _, p := range c.predecessors.list() {
 		names, err := p.offers()
 		if err != nil {
-			c.log.Error("cannot read what a process offers", "dir", p.dir, "err", err)
+			c.complain(p, "cannot read what a process offers", "err", err)
 		}
 		for _, name := range names {
 			took, err := c.adoptOffer(p, name)
 			if err != nil {
-				c.log.Error("cannot adopt a path", "dir", p.dir, "offer", name, "err", err)
+				c.complain(p, "cannot adopt a path", "offer", name, "err", err)
 			}
 			adopted = adopted || took
 		}
 	}
 	return adopted
+}
+
+// complain is for what is tried again soon and may fail again.
+func (c *Cache) complain(p *predecessor, what string, about ...any) {
+	if time.Since(p.complained) >= complainEvery {
+		p.complained = time.Now()
+		c.log.Error(what, append(about, "dir", p.dir)...)
+	}
 }
 
 // offers names what a predecessor offers, in its order.
@@ -50,11 +63,16 @@ func (p *predecessor) offers() ([]string, error) {
 }
 
 // adoptOffer makes a verified path of an offer, on its way to the disk as others
-// are. What is being decided about just now is left for the next time.
+// are. What is being decided about just now, or cannot be read now, is left for the next
+// time.
 func (c *Cache) adoptOffer(p *predecessor, name string) (took bool, err error) {
 	records, err := p.readOffer(path.Join(outDir, name))
+	if _, system := errors.AsType[syscall.Errno](err); system {
+		return false, err
+	}
 	if err != nil {
-		return false, errors.Join(err, p.root.RemoveAll(path.Join(outDir, name)))
+		c.log.Error("dropped what a process offers, as it is no path", "dir", p.dir, "offer", name, "err", err)
+		return false, p.root.RemoveAll(path.Join(outDir, name))
 	}
 	var rec *record
 	for _, rec = range records {
@@ -72,6 +90,7 @@ func (c *Cache) adoptOffer(p *predecessor, name string) (took bool, err error) {
 		}
 		keys = append(keys, k)
 	}
+	vouches := vouching(keys)
 	records = c.news(c.holdersNow(nil, false, keys...), records)
 	s, err := c.takeOffer(p, path.Join(outDir, name), rec)
 	if err != nil {
@@ -82,7 +101,28 @@ func (c *Cache) adoptOffer(p *predecessor, name string) (took bool, err error) {
 		return true, nil
 	}
 	c.counters.added.Add(1)
+	defer c.signing.enter()()
+	for k, r := range records { // who took it in may have had other keys
+		records[k] = c.sign(k, vouches, r)
+	}
 	return true, c.install(records, s, nil)
+}
+
+// vouching is the domain that vouches for an offer, for all domains too. What is offered
+// for those alone has its signatures.
+func vouching(keys []key) string {
+	for _, k := range keys {
+		if k.domain != publicDomain {
+			return k.domain
+		}
+	}
+	return publicDomain
+}
+
+func (c *Cache) isClosed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed
 }
 
 // readOffer reads the narinfos of an offer, which are all of one path and one NAR.
@@ -110,12 +150,19 @@ func (p *predecessor) readOffer(dir string) (map[key]*record, error) {
 	if err != nil {
 		return nil, err
 	}
+	archive, err := p.root.Lstat(path.Join(dir, offeredNAR))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, errors.New("offer without a NAR")
+	case err != nil:
+		return nil, err
+	}
 	var first *record
 	for _, rec := range records {
 		if first == nil {
 			first = rec
 		}
-		if !rec.sameBytes(first) || !hasLength(p.root, path.Join(dir, offeredNAR), rec.info.NarSize) {
+		if !rec.sameBytes(first) || uint64(archive.Size()) != rec.info.NarSize {
 			return nil, fmt.Errorf("offer of %s is not whole", rec.info.Path)
 		}
 	}

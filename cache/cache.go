@@ -275,11 +275,7 @@ func (c *Cache) whyNot() error {
 // directory free. Callers end their sessions first: what is still arriving is
 // dropped.
 func (c *Cache) Close() error {
-	c.mu.Lock()
-	already := c.closed
-	c.closed = true
-	c.mu.Unlock()
-	if already {
+	if !c.beginClose() {
 		return nil
 	}
 	c.abandonArrivals()
@@ -293,6 +289,18 @@ func (c *Cache) Close() error {
 		return errors.Join(flushErr, c.scratch.leave(), c.root.Close())
 	}
 	return errors.Join(flushErr, c.scratch.close(c.root), c.index.close(flushErr == nil && c.complete()), c.root.Close())
+}
+
+// beginClose lets nothing become valid any more, and reports false if that was done
+// before. What is adopted is before it, or left to the next process.
+func (c *Cache) beginClose() bool {
+	c.predecessors.adopting.Lock()
+	defer c.predecessors.adopting.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	already := c.closed
+	c.closed = true
+	return !already
 }
 
 // abandonArrivals fails those who follow what will not come to its end.

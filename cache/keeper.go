@@ -30,8 +30,8 @@ type keeper struct {
 	crowded  chan struct{}
 	recency  chan struct{}
 	ended    chan struct{}
-	// giving is read-locked by those who queue, and locked while the index is given
-	// away: nobody queues behind that.
+	// giving is read-locked by those who queue or offer, and locked while the index is
+	// given away or taken back: nobody queues behind the one, or offers behind the other.
 	giving sync.RWMutex
 	// domains whose folders are known to exist. Only the goroutine uses it.
 	domains map[string]bool
@@ -119,8 +119,11 @@ func (k *keeper) collect(first *publication) []*publication {
 // that it does not hold up the small ones, but for those that refer to it: no path is
 // on disk before what it refers to.
 func (k *keeper) submit(p *publication) {
+	if k.offer(p) {
+		return
+	}
 	large, before := p.spool.size() >= syncAlone, k.c.unqueued(p)
-	if !large && len(before) == 0 || k.c.retired.Load() != nil {
+	if !large && len(before) == 0 {
 		k.queue(p)
 		return
 	}
@@ -139,15 +142,25 @@ func (k *keeper) submit(p *publication) {
 
 func (k *keeper) queue(p *publication) {
 	k.giving.RLock()
-	retired := k.c.retired.Load() != nil
-	if !retired {
+	defer k.giving.RUnlock()
+	if k.c.retired.Load() == nil {
 		k.verified <- p
-	}
-	k.giving.RUnlock()
-	if retired {
+	} else {
 		k.c.offer(p)
 	}
 	close(p.queued)
+}
+
+// offer is queue where another process has the index. Elsewhere it reports false.
+func (k *keeper) offer(p *publication) bool {
+	k.giving.RLock()
+	defer k.giving.RUnlock()
+	if k.c.retired.Load() == nil {
+		return false
+	}
+	k.c.offer(p)
+	close(p.queued)
+	return true
 }
 
 // unqueued are the publications of what p refers to that are verified and not with

@@ -294,16 +294,13 @@ func (c *Cache) remember(keys []key, recs []*record, before uint64) {
 	if c.changes != before || !c.complete() {
 		return
 	}
-	all := c.knowsAll()
+	all := !c.Shared() // nobody else can make paths valid
 	for i, k := range keys {
 		if recs[i] != nil || all {
 			c.hot.Add(k, recs[i])
 		}
 	}
 }
-
-// knowsAll reports whether nobody else can make paths valid.
-func (c *Cache) knowsAll() bool { return c.retired.Load() == nil && !c.predecessors.some.Load() }
 
 // maxTouched is how many used paths are remembered before recency is written.
 const maxTouched = 100_000

@@ -16,6 +16,9 @@ import (
 // live. Who misses a path looks at once.
 const adoptEvery = 100 * time.Millisecond
 
+// complainEvery is how often at most the log is told that this fails.
+const complainEvery = 10 * time.Second
+
 // predecessors are the processes that had the index before and have not ended, and
 // those that ended and left what nobody has adopted.
 type predecessors struct {
@@ -33,6 +36,9 @@ type predecessor struct {
 	root     *os.Root // of dir
 	promised promisedReader
 	held     []string // hash parts that are counted in Cache.pins for it
+	// complained is when the log was told last that it cannot be followed. Guarded by
+	// predecessors.adopting.
+	complained time.Time
 }
 
 func openPredecessor(root *os.Root, dir string) (*predecessor, error) {
@@ -85,14 +91,16 @@ func (c *Cache) dismissDead() {
 
 // dismiss needs the lock of the predecessor.
 func (c *Cache) dismiss(p *predecessor) {
+	c.predecessors.adopting.Lock() // nobody looks for offers in what is being closed
+	defer c.predecessors.adopting.Unlock()
 	if err := wipe(c.root, p.dir); err != nil {
 		c.log.Error("cannot wipe what a process left", "dir", p.dir, "err", err)
 		return
 	}
-	p.root.Close()
 	all := &c.predecessors
 	all.mu.Lock()
 	defer all.mu.Unlock()
+	p.root.Close()
 	all.all = slices.DeleteFunc(all.all, func(o *predecessor) bool { return o == p })
 	all.some.Store(len(all.all) > 0)
 	c.mu.Lock()

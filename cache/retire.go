@@ -68,14 +68,15 @@ func (c *Cache) Retire(ctx context.Context) error {
 	return nil
 }
 
+// Shared reports whether another process uses the directory too: one that has the index
+// since Retire, or one that had it before and has not ended.
+func (c *Cache) Shared() bool { return c.retired.Load() != nil || c.predecessors.some.Load() }
+
 // retire runs on the keeper's goroutine: nothing is being published or evicted.
 func (k *keeper) retire(list *promises) error {
 	k.writeRecency()
-	for !k.giving.TryLock() { // those who queue wait for us to take something out
-		k.publishQueued()
-	}
+	k.publishUntil(k.lockGiving())
 	defer k.giving.Unlock()
-	k.publishQueued()
 	c := k.c
 	c.mu.Lock()
 	held := make([]string, 0, len(c.pins))
@@ -91,16 +92,44 @@ func (k *keeper) retire(list *promises) error {
 	return err
 }
 
-// publishQueued publishes what waits, without waiting for more.
-func (k *keeper) publishQueued() {
+// lockGiving locks giving, which is done when the channel is closed: those who queue wait
+// for the keeper to take something out, and nobody comes any more.
+func (k *keeper) lockGiving() <-chan struct{} {
+	locked := make(chan struct{})
+	go func() {
+		k.giving.Lock()
+		close(locked)
+	}()
+	return locked
+}
+
+// publishUntil publishes what is queued until done is closed and nothing is any more.
+func (k *keeper) publishUntil(done <-chan struct{}) {
 	for {
 		select {
 		case p := <-k.verified:
-			k.publish([]*publication{p})
-		default:
-			return
+			k.publish(k.queued([]*publication{p}))
+		case <-done:
+			rest := k.queued(nil)
+			if len(rest) == 0 {
+				return
+			}
+			k.publish(rest)
 		}
 	}
+}
+
+// queued adds to a group what is queued, as far as there is room.
+func (k *keeper) queued(group []*publication) []*publication {
+	for len(group) < groupSize {
+		select {
+		case p := <-k.verified:
+			group = append(group, p)
+		default:
+			return group
+		}
+	}
+	return group
 }
 
 // Reclaim takes the index back after Retire, when the other process has ended
@@ -124,6 +153,8 @@ func (c *Cache) Reclaim(ctx context.Context) error {
 	}
 	var again []*publication
 	c.keeper.always(func() {
+		c.keeper.giving.Lock() // those who offer need nothing of us
+		defer c.keeper.giving.Unlock()
 		c.room.setStored(bytes)
 		c.counters.paths.Store(paths)
 		again = c.unretire()
@@ -137,7 +168,8 @@ func (c *Cache) Reclaim(ctx context.Context) error {
 	return err
 }
 
-// unretire makes publications of what is on offer, which nobody may have adopted.
+// unretire makes publications of what is on offer, which nobody may have adopted. What
+// is on its way to be queued goes on.
 func (c *Cache) unretire() []*publication {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -146,7 +178,7 @@ func (c *Cache) unretire() []*publication {
 	c.changes++
 	again := map[*publication]*publication{}
 	for k, old := range c.pending {
-		if old.arriving {
+		if old.arriving || !isClosed(old.published) {
 			continue
 		}
 		p := again[old]
@@ -222,6 +254,9 @@ func (c *Cache) readPublished(r *retirement, keys []key) []*record {
 		}
 	}
 	fresh, err := r.promises.add(found)
+	if err != nil && c.retired.Load() != r { // the index was taken back meanwhile
+		return c.read(keys)
+	}
 	if err != nil {
 		c.log.Error("cannot keep paths from the process that has the index", "err", err)
 		return make([]*record, len(keys))

@@ -335,3 +335,120 @@ func TestWhatNobodyAdoptedIsAdoptedAtTheNextStart(t *testing.T) {
 	flushed(t, next)
 	wantFiles(t, filepath.Join(dir, tmpDir), "", 1) // our lock
 }
+
+// Guards against a path that is lost since a cache took it over when it was closing: the
+// next one adopts what this one leaves.
+func TestACacheThatClosesLeavesOffersToTheNext(t *testing.T) {
+	dir := newDir(t)
+	old := openCache(t, Options{Dir: dir})
+	retire(t, old)
+	next := openCache(t, Options{Dir: dir})
+	next.endBackground() // so that nobody adopts but who is told to
+	o := obj("o", "1")
+	o.receive(t, old, in("team"))
+	next.beginClose()
+	if next.adoptOffers() {
+		t.Error("adopted by a cache that closes")
+	}
+	next.mu.Lock()
+	next.closed = false
+	next.mu.Unlock()
+	closeCache(t, next)
+	last := openCache(t, Options{Dir: dir})
+	o.holds(t, last, "team")
+}
+
+// Guards against a proxy that ends when an upgrade fails, against a path that is lost, or
+// counted twice, since it came in while the index was given away and taken back, and against
+// an index that is never given away since there is always somebody who queues.
+func TestSessionsGoOnWhileTheIndexIsTakenBack(t *testing.T) {
+	dir := newDir(t)
+	c := openCache(t, Options{Dir: dir})
+	stop := make(chan struct{})
+	var sessions sync.WaitGroup
+	var mu sync.Mutex
+	var all []object
+	for n := range 4 {
+		sessions.Go(func() {
+			for i := 0; !isClosed(stop) && !t.Failed(); i++ {
+				o := obj(fmt.Sprintf("s%d-%d", n, i), strings.Repeat(fmt.Sprint(n, "-", i), 100))
+				o.receive(t, c, in("team"))
+				mu.Lock()
+				all = append(all, o)
+				mu.Unlock()
+			}
+		})
+	}
+	for range 4 {
+		retire(t, c)
+		if err := c.Reclaim(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	sessions.Wait()
+	flushed(t, c)
+	scanned(t, c)
+	var want int64
+	for _, o := range all {
+		o.holds(t, c, "team")
+		want += cost(o.info.NarSize)
+	}
+	if s := c.Stats(); s.Bytes != want || s.Paths != int64(len(all)) || s.Unpublished > 0 {
+		t.Errorf("%d paths of %d bytes: %+v", len(all), want, s)
+	}
+}
+
+// Guards against paths that are never signed with a new key: the process that took them in
+// did not know it, and the pass over what is there was over when they came.
+func TestWhatIsAdoptedIsSignedWithTheKeysOfWhoAdopts(t *testing.T) {
+	dir := newDir(t)
+	before, after := newKeyring("team"), newKeyring("team")
+	before.share, after.share = "team", "team"
+	after.use("team", "team-1", "team-2")
+	old := openCache(t, Options{Dir: dir, Sign: before.sign})
+	retire(t, old)
+	next := openCache(t, Options{Dir: dir, Sign: after.sign})
+	o, public := obj("o", "1"), obj("public", "2")
+	o.receive(t, old, Grant{Domain: "team", Provenance: DomainVouched})
+	public.receive(t, old, Grant{Domain: "team", Provenance: DomainVouched, Public: true})
+	after.wantSignedBy(t, next, "team", o, "team-1", "team-2")
+	after.wantSignedBy(t, next, "team", public, "team-1", "team-2")
+	after.wantSignedBy(t, next, "others", public, "team-1", "team-2")
+	flushed(t, next)
+	narinfoHas(t, dir, "team", o, "team-2", true)
+}
+
+// Guards against a path that is lost since what is offered could not be read for a moment,
+// as when there are too many open files, and against offers that make no sense and stay.
+func TestAnOfferThatCannotBeReadNowIsTriedAgain(t *testing.T) {
+	dir := newDir(t)
+	old := openCache(t, Options{Dir: dir})
+	retire(t, old)
+	next := openCache(t, Options{Dir: dir})
+	next.endBackground() // so that nobody adopts but who is told to
+	o, bad := obj("o", "1"), obj("bad", "2")
+	o.receive(t, old, in("team"))
+	bad.receive(t, old, in("team"))
+	offers, err := filepath.Glob(filepath.Join(dir, old.scratch.dir, outDir, "*"))
+	if err != nil || len(offers) != 2 {
+		t.Fatal(offers, err)
+	}
+	narinfo := filepath.Join(offers[0], keyOf("team", o.info.Path).flatName())
+	if err := errors.Join(os.Rename(narinfo, filepath.Join(dir, "kept")), os.Mkdir(narinfo, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(filepath.Join(offers[1], offeredNAR), 1); err != nil {
+		t.Fatal(err)
+	}
+	if next.adoptOffers() {
+		t.Error("adopted what cannot be read")
+	}
+	if _, err := os.Lstat(offers[1]); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what makes no sense stays: %v", err)
+	}
+	if err := errors.Join(os.Remove(narinfo), os.Rename(filepath.Join(dir, "kept"), narinfo)); err != nil {
+		t.Fatal(err)
+	}
+	o.holds(t, next, "team")
+}

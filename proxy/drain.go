@@ -41,8 +41,10 @@ type drains struct {
 	pool   *upstream.Pool
 	log    *slog.Logger
 
-	// changing lets one change at a time be written and applied.
+	// changing lets one change at a time be written and applied, and guards given:
+	// another process has the file, and its changes count here too.
 	changing sync.Mutex
+	given    bool
 	// reasons by builder. The map is never changed.
 	reasons atomic.Pointer[map[string]string]
 }
@@ -127,6 +129,9 @@ func checkDrainReason(reason string) error {
 
 // write replaces the file: whoever reads it finds the old or the new one, whole.
 func (d *drains) write(reasons map[string]string) error {
+	if d.given {
+		return nil // who has it does so
+	}
 	state := drainState{Drained: []drainedBuilder{}}
 	for _, name := range slices.Sorted(maps.Keys(reasons)) {
 		state.Drained = append(state.Drained, drainedBuilder{name, reasons[name]})
@@ -154,6 +159,43 @@ func replaceFile(name string, text []byte) error {
 		return errors.Join(err, os.Remove(file.Name()))
 	}
 	return syncDir(filepath.Dir(name))
+}
+
+var errDrainsGiven = errors.New("another process takes the place of this one; ask again in a moment")
+
+// give leaves the file to another process.
+func (d *drains) give(given bool) {
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	d.given = given
+}
+
+// look takes in what the process that has the file has changed.
+func (d *drains) look() {
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	if !d.given {
+		return
+	}
+	reasons, err := readDrains(d.file)
+	if err != nil {
+		d.log.Error("list of drained builders cannot be read", "error", err)
+		return
+	}
+	before := *d.reasons.Load()
+	if maps.Equal(reasons, before) {
+		return
+	}
+	d.reasons.Store(&reasons)
+	d.log.Info("another process has changed which builders are drained", "drained", slices.Sorted(maps.Keys(reasons)))
+	for name := range before {
+		if _, still := reasons[name]; !still {
+			d.letGo(name)
+		}
+	}
+	for name, reason := range reasons {
+		d.hold(name, reason)
+	}
 }
 
 // drained reports whether a builder is.
@@ -191,6 +233,11 @@ func (d *drains) hold(builder, reason string) {
 	d.pool.SetLeaving(builder, true)
 }
 
+func (d *drains) letGo(builder string) {
+	d.pool.SetLeaving(builder, false)
+	d.router.Undrain(builder)
+}
+
 // drain drains a builder, or gives another reason.
 func (d *drains) drain(builder, reason string) error {
 	if err := checkDrainReason(reason); err != nil {
@@ -198,6 +245,9 @@ func (d *drains) drain(builder, reason string) error {
 	}
 	d.changing.Lock()
 	defer d.changing.Unlock()
+	if d.given {
+		return errDrainsGiven
+	}
 	reasons := maps.Clone(*d.reasons.Load())
 	reasons[builder] = reason
 	if err := d.write(reasons); err != nil {
@@ -209,35 +259,13 @@ func (d *drains) drain(builder, reason string) error {
 	return nil
 }
 
-// follow does what the file says now, which another process has written.
-func (d *drains) follow() error {
-	d.changing.Lock()
-	defer d.changing.Unlock()
-	reasons, err := readDrains(d.file)
-	if err != nil {
-		return fmt.Errorf("read which builders are drained: %w", err)
-	}
-	if maps.Equal(reasons, *d.reasons.Load()) {
-		return nil
-	}
-	for builder := range *d.reasons.Load() {
-		if _, is := reasons[builder]; !is {
-			d.pool.SetLeaving(builder, false)
-			d.router.Undrain(builder)
-		}
-	}
-	d.reasons.Store(&reasons)
-	for builder, reason := range reasons {
-		d.hold(builder, reason)
-	}
-	d.log.Info("another process has changed which builders are drained", "drained", slices.Sorted(maps.Keys(reasons)))
-	return nil
-}
-
 // undrain ends that.
 func (d *drains) undrain(builder string) error {
 	d.changing.Lock()
 	defer d.changing.Unlock()
+	if d.given {
+		return errDrainsGiven
+	}
 	reasons := maps.Clone(*d.reasons.Load())
 	if _, is := reasons[builder]; !is {
 		return fmt.Errorf("builder '%s' is not drained", builder)
@@ -247,8 +275,7 @@ func (d *drains) undrain(builder string) error {
 		return fmt.Errorf("write which builders are drained: %w", err)
 	}
 	d.reasons.Store(&reasons)
-	d.pool.SetLeaving(builder, false)
-	d.router.Undrain(builder)
+	d.letGo(builder)
 	d.log.Info("builder is drained no more", "builder", builder)
 	return nil
 }

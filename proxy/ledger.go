@@ -33,28 +33,32 @@ type ledger struct {
 	policy   *policy.Live
 	inflight *inflight
 	log      *slog.Logger
+	// others reports whether another process of an upgrade uses the directory too.
+	others func() bool
 	// keeping has a token for each log that is to be written, and writing one for the
 	// one that is.
 	keeping, writing chan struct{}
 
 	mu sync.Mutex // guards what follows; before that of an entry
-	// before is closed when the process whose place this one took has ended; nil if there
-	// is none.
-	before <-chan struct{}
+	// looking says that others used the directory at the start, and have not all ended.
+	looking bool
 	// open are the builds that have not ended, or whose log is not written yet.
 	open map[string]*ledgerEntry
 	// ended are those before, the oldest first. No record in it is ever changed.
 	ended []*buildRecord
 }
 
-// openLedger reads what was kept. What a crash left is cleared away, unless a process
-// before this one may be writing it.
-func openLedger(dir string, live *policy.Live, builds *inflight, before <-chan struct{}, log *slog.Logger) (*ledger, error) {
+// openLedger reads what was kept. What a crash left is cleared away, unless others use the
+// directory too, and may be writing it.
+func openLedger(dir string, others func() bool, live *policy.Live, builds *inflight, log *slog.Logger) (*ledger, error) {
 	l := &ledger{
 		files: recordFiles{dir: dir, log: log}, policy: live, inflight: builds, log: log,
-		keeping: make(chan struct{}, maxKeeping), writing: make(chan struct{}, 1), open: map[string]*ledgerEntry{}, before: before,
+		keeping: make(chan struct{}, maxKeeping), writing: make(chan struct{}, 1), open: map[string]*ledgerEntry{}, others: others,
 	}
-	if err := l.files.open(before == nil); err != nil {
+	if l.others() {
+		l.looking = true
+	}
+	if err := l.files.open(!l.looking); err != nil {
 		return nil, err
 	}
 	l.mu.Lock()
@@ -139,16 +143,14 @@ func (l *ledger) pruneLocked() {
 	}
 }
 
-// lookLocked takes in what the process before this one wrote, whose last builds end
-// after this one has begun. Without it nothing is read: a history may be long.
+// lookLocked takes in what processes before this one wrote, whose last builds end after
+// this one has begun. Without them nothing is read: a history may be long.
 func (l *ledger) lookLocked() {
-	if l.before == nil {
+	if !l.looking {
 		return
 	}
-	select {
-	case <-l.before:
-		l.before, l.files.seen = nil, time.Time{} // for the last time, and whatever was seen
-	default:
+	if !l.others() {
+		l.looking, l.files.seen = false, time.Time{} // for the last time, and whatever was seen
 	}
 	l.readLocked()
 }

@@ -97,7 +97,7 @@ func TestEveryBuildIsSeen(t *testing.T) {
 	if l.ended("next"); done.ID != r.ID || done.Result != "built" || done.Status != nix.StatusBuilt.String() || done.Builder != "b1" || done.Clients != 0 || len(done.Attempts) != 0 || len(done.Principals) != 2 {
 		t.Errorf("it ended as %+v", done)
 	}
-	again, err := openLedger(l.proxy.builds.ledger.files.dir, l.proxy.policy, newInflight(), nil, l.proxy.log)
+	again, err := openLedger(l.proxy.builds.ledger.files.dir, nobody, l.proxy.policy, newInflight(), l.proxy.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -359,6 +359,8 @@ func TestKeptBuildsAreBounded(t *testing.T) {
 	}
 }
 
+func nobody() bool { return false }
+
 // Guards against what a crash, an admin's editor or another process leaves there.
 func TestKeptBuildsAreReadWithCare(t *testing.T) {
 	l := newLab(t, newLabBuilder("b1"))
@@ -371,8 +373,7 @@ func TestKeptBuildsAreReadWithCare(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := make(chan struct{})
-	l.proxy.builds.ledger.before = before
+	l.proxy.builds.ledger.looking, l.proxy.builds.ledger.others = true, func() bool { return true }
 	for name, text := range map[string]string{
 		"aaaaaa.json": "{", "bbbbbb.json": string(whole), "cccccc.json": `{"id": "cccccc"}`, "../x.json": "{}",
 		"aaaaaa.log": "of nobody", "dddddd.log": "left", "eeeeee.json.tmp": "left", "ffffff.json": strings.ReplaceAll(string(whole), r.ID, "ffffff"),
@@ -384,7 +385,7 @@ func TestKeptBuildsAreReadWithCare(t *testing.T) {
 	if b := l.buildsOf(); b.EndedCount != 2 { // the one of another process came meanwhile
 		t.Errorf("there is %+v", b)
 	}
-	again, err := openLedger(files.dir, l.proxy.policy, newInflight(), nil, slog.New(slog.DiscardHandler))
+	again, err := openLedger(files.dir, nobody, l.proxy.policy, newInflight(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -411,8 +412,8 @@ func TestTheProcessBeforeKeepsItsBuilds(t *testing.T) {
 		}
 	}
 	write("aaaaaa.log.tmp", "bbbbbb.log")
-	before := make(chan struct{})
-	next, err := openLedger(dir, l.proxy.policy, newInflight(), before, l.proxy.log)
+	there := true
+	next, err := openLedger(dir, func() bool { return there }, l.proxy.policy, newInflight(), l.proxy.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -437,7 +438,7 @@ func TestTheProcessBeforeKeepsItsBuilds(t *testing.T) {
 		t.Errorf("%d builds are known while the old process runs", n)
 	}
 	end("cccccc")
-	close(before)
+	there = false
 	if n := known(); n != 2 {
 		t.Errorf("%d builds are known when it has ended", n)
 	}

@@ -45,9 +45,9 @@ type Options struct {
 	// BeforeStore is called when all is ready but the store and what was learned,
 	// which another process may have until it returns. Nil where there is none.
 	BeforeStore func() error
-	// Predecessor is closed when the process that had the store before has ended.
-	// Nil if there is none.
-	Predecessor <-chan struct{}
+	// OnReload is called when the policy is about to be loaded again, and what it returns
+	// when that is over, with the error of Reload. Nil where nobody has to know.
+	OnReload func(by string) (over func(error))
 }
 
 // Proxy answers Nix clients over SSH. Make one with [New], run it with Serve,
@@ -81,9 +81,6 @@ type Proxy struct {
 	// looked says that it was tried once which builders are there.
 	looked  atomic.Bool
 	started time.Time
-	// before is closed when the process whose place this one has taken has ended; nil if
-	// there was none.
-	before <-chan struct{}
 
 	stopFetches context.CancelCauseFunc
 }
@@ -91,15 +88,14 @@ type Proxy struct {
 // New opens the state directory and makes ready to serve. Nothing is dialled
 // yet.
 func New(ctx context.Context, opts Options) (*Proxy, error) {
-	p := &Proxy{started: time.Now(), policy: opts.Policy, version: opts.Version, log: opts.Log, audit: opts.Audit, metrics: opts.Metrics, before: opts.Predecessor}
-	p.reloads.started = opts.Policy.Current()
+	p := &Proxy{started: time.Now(), policy: opts.Policy, version: opts.Version, log: opts.Log, audit: opts.Audit, metrics: opts.Metrics}
+	p.reloads.started, p.reloads.begins = opts.Policy.Current(), opts.OnReload
 	if p.audit == nil {
 		p.audit = noAudit{}
 	}
 	if err := p.open(ctx, opts); err != nil {
 		return nil, err
 	}
-	p.awaitPredecessor()
 	p.apply(p.policy.Current())
 	p.warnOfHostCertificate()
 	p.metrics.Watch(p.state)
@@ -137,6 +133,7 @@ func (p *Proxy) open(ctx context.Context, opts Options) (err error) {
 		return err
 	}
 	p.sleepers = newSleepers(ctx, p.pool, p.router, p.drains.drained, p.log)
+	p.sleepers.shared = func() bool { return p.cache.Shared() } // with its builders
 	p.refusals = newRefusals(p.log)
 	p.front, err = NewFront(FrontOptions{
 		Limits:          frontLimits(pol.SSH.Limits),
@@ -172,7 +169,7 @@ func (p *Proxy) open(ctx context.Context, opts Options) (err error) {
 	fetchCtx, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	p.stopFetches = stop
 	inflight := newInflight()
-	ledger, err := openLedger(filepath.Join(pol.StateDir, "builds"), p.policy, inflight, p.before, p.log)
+	ledger, err := openLedger(filepath.Join(pol.StateDir, "builds"), p.cache.Shared, p.policy, inflight, p.log)
 	if err != nil {
 		return err
 	}

@@ -19,6 +19,8 @@ type reloads struct {
 	one sync.Mutex
 	// started is the policy of the start, of which some keys count until the end.
 	started *policy.Policy
+	// begins is that of the options.
+	begins func(by string) (over func(error))
 
 	mu   sync.Mutex // guards what follows
 	last *reloadStatus
@@ -27,7 +29,8 @@ type reloads struct {
 // reloadStatus is how the last attempt to load the policy went, for the admin.
 type reloadStatus struct {
 	Time time.Time `json:"time"`
-	// By says what asked for it: "command", "SIGHUP" or "watch".
+	// By says what asked for it: "command", "SIGHUP", "watch", or the process that was
+	// here before or has come after.
 	By string `json:"by"`
 	// Loaded is false if the policy was refused; the old one is in force then.
 	Loaded bool `json:"loaded"`
@@ -57,11 +60,15 @@ type Reloaded struct {
 // with mistakes is refused as a whole, and the old policy stays: the error is a
 // [*policy.Mistakes] then. When it returns nil the new policy is in force for whoever
 // comes, and those who must not stay by it were told to go.
-func (p *Proxy) Reload(by string) (Reloaded, error) {
+func (p *Proxy) Reload(by string) (result Reloaded, err error) {
 	p.reloads.one.Lock()
 	defer p.reloads.one.Unlock()
+	if p.reloads.begins != nil {
+		over := p.reloads.begins(by)
+		defer func() { over(err) }()
+	}
 	before := p.policy.Current()
-	err := p.policy.ReloadAfter(p.signing.prepare)
+	err = p.policy.ReloadAfter(p.signing.prepare)
 	p.reloads.note(by, err)
 	p.reloaded(err)
 	p.metrics.Reload(err)

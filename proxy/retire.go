@@ -32,35 +32,17 @@ func (p *Proxy) DrainReplaced(ctx context.Context) {
 	p.front.Drain(ctx, Draining{Idle: idleAtUpgrade, Jumps: true})
 }
 
-// FollowDrains drains the builders that the other process of an upgrade has drained, and
-// no others.
-func (p *Proxy) FollowDrains() {
-	if err := p.drains.follow(); err != nil {
-		p.log.Error("what the other process drained is not known", "error", err)
-	}
-}
-
-// oldProcess reports whether the process whose place this one has taken still runs.
-func (p *Proxy) oldProcess() bool {
-	if p.before == nil {
-		return false
-	}
-	select {
-	case <-p.before:
-		return false
-	default:
-		return true
-	}
-}
+// oldProcess reports whether a process whose place this one has taken still runs.
+func (p *Proxy) oldProcess() bool { return p.cache.Shared() }
 
 // Retire gives all that only one process may have to another one: the store's index,
 // and the files of what was learned. Clients are served as before. Resume takes it
 // back, as long as the other has served nobody.
 func (p *Proxy) Retire(ctx context.Context) error {
-	p.sleepers.resting.Store(true)
 	p.signing.off.Store(true)
 	p.signing.halt()
 	p.learned.give(p.router)
+	p.drains.give(true)
 	var err error
 	if p.builds.history != nil {
 		err = p.builds.history.Close()
@@ -78,11 +60,15 @@ func (p *Proxy) Resume(ctx context.Context) error {
 		err = errors.Join(err, p.builds.history.Reopen())
 	}
 	p.learned.given.Store(false)
+	p.drains.give(false)
 	p.signing.off.Store(false)
 	p.signing.begin(p.builds.fetchCtx)
-	p.sleepers.resting.Store(false)
 	return err
 }
+
+// LookAtDrains takes in which builders are drained, after Retire, when the process that
+// has the list now has changed it.
+func (p *Proxy) LookAtDrains() { p.drains.look() }
 
 // Alive returns once it was seen that nothing which each client needs is stuck.
 func (p *Proxy) Alive() {
@@ -90,20 +76,4 @@ func (p *Proxy) Alive() {
 	p.cache.Stats()
 	p.router.Down("")
 	p.policy.Current()
-}
-
-// awaitPredecessor keeps builders awake until the process that was here before has
-// ended: it may still use them.
-func (p *Proxy) awaitPredecessor() {
-	if p.before == nil {
-		return
-	}
-	p.sleepers.resting.Store(true)
-	p.builds.fetches.Go(func() {
-		select {
-		case <-p.before:
-			p.sleepers.resting.Store(false)
-		case <-p.builds.fetchCtx.Done():
-		}
-	})
 }

@@ -3,6 +3,9 @@ package proxy
 import (
 	"context"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -158,29 +161,133 @@ func TestClientsAreToldThatTheProxyDrains(t *testing.T) {
 	}
 }
 
-// Guards against builds that the old process of an upgrade begins on a builder which was
-// drained in the new one.
-func TestTheOldProcessFollowsDrains(t *testing.T) {
+// Guards against an admin who believes that nothing runs on a builder any more, since its
+// builds are the old process's.
+func TestAnAdminIsToldOfTheOldProcess(t *testing.T) {
 	l := newLab(t, newLabBuilder("b1"), newLabBuilder("b2"))
-	l.change("drain", "b2", "old reason")
 	old := l.succeed()
-	before := make(chan struct{})
-	l.proxy.before = before
-	l.change("undrain", "b2")
 	if got := l.change("drain", "b1", "new disk"); got != "builder 'b1' is drained; no build runs there; an old process may still have builds there\n" {
 		t.Errorf("the admin reads %q", got)
-	}
-	old.FollowDrains()
-	for _, b := range old.router.Status().Builders {
-		if b.Draining != (b.Name == "b1") || b.Draining && b.Trouble != "drained: new disk" {
-			t.Errorf("in the old process %s is %+v", b.Name, b)
-		}
 	}
 	if got := l.admin("status"); !strings.Contains(got, "an old process still ends its builds") {
 		t.Errorf("status says:\n%s", got)
 	}
-	close(before)
-	if got := l.admin("status"); strings.Contains(got, "old process") {
-		t.Errorf("when it has ended status says:\n%s", got)
+	l.shutDown(old)
+	eventually(t, "status says nothing of an old process", func() bool { return !strings.Contains(l.admin("status"), "old process") })
+}
+
+// Guards against a drained builder that is used again, or after the next restart, since
+// each of two processes has a list of its own and the old one writes over the new one's.
+func TestTheListOfDrainedBuildersGoesToTheNewProcess(t *testing.T) {
+	b1, b2, b3 := newLabBuilder("b1"), newLabBuilder("b2"), newLabBuilder("b3")
+	l := newLab(t, b1, b2, b3)
+	l.change("drain", "b2", "a new disk")
+	old := l.succeed()
+	if _, err := old.ChangeAdmin(t.Context(), "root", []string{"drain", "b3"}); err == nil || !strings.Contains(err.Error(), "ask again") {
+		t.Errorf("drained by a process that is about to end: %v", err)
+	}
+	l.change("drain", "b1", "noise")
+	old.LookAtDrains()
+	for _, b := range []string{"b1", "b2"} {
+		if !old.drains.drained(b) {
+			t.Errorf("the old process uses %s", b)
+		}
+	}
+	without := slices.DeleteFunc(strings.SplitAfter(l.policyText(), "\n"), func(line string) bool { return strings.Contains(line, "name: b2,") })
+	l.reload(strings.Join(without, "")) // which has b2 forgotten
+	l.change("drain", "b3", "heat")
+	if _, err := old.Reload("test"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := readDrains(l.proxy.drains.file); err != nil || len(got) != 2 || got["b1"] != "noise" || got["b3"] != "heat" {
+		t.Errorf("the list has %v, %v", got, err)
+	}
+	l.change("undrain", "b1")
+	old.LookAtDrains()
+	if old.drains.drained("b1") || !old.drains.drained("b3") {
+		t.Error("the old process does not hear what the new one has changed")
+	}
+	for _, b := range old.router.Status().Builders {
+		if b.Name == "b1" && b.Trouble != "" {
+			t.Errorf("b1 in the old process: %s", b.Trouble)
+		}
+	}
+}
+
+// Guards against a builder that one process puts to sleep while another has a build there:
+// the one before the last may be the one that ends last.
+func TestBuildersAreSharedUntilAllProcessesOfBeforeHaveEnded(t *testing.T) {
+	l := newLab(t, newLabBuilder("b1"))
+	if l.proxy.sleepers.shared() {
+		t.Error("a process alone shares its builders")
+	}
+	first := l.succeed()
+	if !first.sleepers.shared() {
+		t.Error("a process that was replaced has its builders to itself")
+	}
+	second := l.succeed()
+	third := l.proxy
+	l.shutDown(first)
+	eventually(t, "the first has ended", func() bool { return len(tmpFolders(t, l)) == 2 })
+	if !second.sleepers.shared() {
+		t.Error("the second process counts as alone since the first has ended")
+	}
+	l.shutDown(second)
+	eventually(t, "the third is alone", func() bool { return !third.sleepers.shared() })
+}
+
+// Guards against a builder put to sleep under the builds of a process that outlives the
+// one which took its place.
+func TestBuildersAreSharedWithTheProcessBeforeTheLast(t *testing.T) {
+	l := newLab(t, newLabBuilder("b1"))
+	first := l.succeed()
+	second := l.succeed()
+	l.shutDown(second)
+	eventually(t, "the second has ended", func() bool { return len(tmpFolders(t, l)) == 2 })
+	if !l.proxy.sleepers.shared() {
+		t.Error("the third process counts as alone while the first is there")
+	}
+	l.shutDown(first)
+	eventually(t, "the third is alone", func() bool { return !l.proxy.sleepers.shared() })
+}
+
+// tmpFolders are those of the processes that use the store.
+func tmpFolders(t *testing.T, l *lab) []string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(l.proxy.policy.Current().StateDir, "cache/tmp/*.lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// Guards against a log that is lost since its build ended while the next process began,
+// and took its file for what a crash has left.
+func TestTheRecordThatTheOldProcessIsWritingIsLeftAlone(t *testing.T) {
+	l := newLab(t, newLabBuilder("b1"))
+	dir := filepath.Join(l.proxy.policy.Current().StateDir, "builds")
+	names := []string{"aaaaaa.log.tmp", "bbbbbb.log", "bbbbbb.json.tmp"}
+	for _, name := range names {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	there := func() (n int) {
+		for _, name := range names {
+			if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+				n++
+			}
+		}
+		return n
+	}
+	old := l.succeed()
+	if n := there(); n != len(names) {
+		t.Errorf("%d of %d files are left", n, len(names))
+	}
+	l.shutDown(old)
+	eventually(t, "the new process is alone", func() bool { return !l.proxy.cache.Shared() })
+	l.restart()
+	if n := there(); n != 0 {
+		t.Errorf("%d files of nobody are left", n)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"nixbastion/policy"
@@ -79,8 +78,9 @@ type sleepers struct {
 	stop    context.CancelCauseFunc
 	running sync.WaitGroup
 
-	// resting says that another process uses the builders too: none is put to sleep.
-	resting atomic.Bool
+	// shared reports whether another process uses the builders too: none is put to sleep.
+	// It is set before any builder is known.
+	shared func() bool
 
 	mu     sync.Mutex // guards what follows and all sleepers; no pool is called with it, which calls here
 	closed bool

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -25,7 +26,7 @@ const (
 // ends, and of which nothing is left in any case.
 func runCommand(ctx context.Context, argv, env []string) (output string, err error) {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env = append(os.Environ(), env...)
+	cmd.Env = append(slices.DeleteFunc(os.Environ(), isForUs), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = commandGrace
 	cmd.Cancel = func() error { return killGroup(cmd.Process) }
@@ -42,6 +43,13 @@ func runCommand(ctx context.Context, argv, env []string) (output string, err err
 		err = nil // it ended well, and left something behind
 	}
 	return out.String(), err
+}
+
+// isForUs says of a line of the environment that it is between the service manager and
+// this process: a command that heeds it would speak for the proxy.
+func isForUs(line string) bool {
+	name, _, _ := strings.Cut(line, "=")
+	return slices.Contains([]string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}, name)
 }
 
 func killGroup(leader *os.Process) error {

@@ -35,7 +35,7 @@ func (s *sleepers) lookIdle(w *sleeper) {
 		return
 	}
 	switch after := w.config.After; {
-	case w.users > 0 || w.down || s.drained(w.name) || s.resting.Load():
+	case w.users > 0 || w.down || s.drained(w.name) || s.shared():
 		s.awaitIdle(w, after)
 		s.mu.Unlock()
 	case idle < after:

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,6 +26,8 @@ type bedroom struct {
 	*testing.T
 	*sleepers
 	ran []string // commands
+	// alsoOther says that another process uses the builders.
+	alsoOther atomic.Bool
 
 	mu sync.Mutex // guards what follows
 	// up is whether the machine answers; boots is how long the wake command's effect
@@ -50,7 +53,7 @@ func inBedroom(t *testing.T, test func(b *bedroom)) {
 			return b.drained
 		}
 		b.sleepers = newSleepers(t.Context(), b, r, isDrained, slog.New(slog.DiscardHandler))
-		b.sleepers.run = b.command
+		b.sleepers.run, b.sleepers.shared = b.command, b.alsoOther.Load
 		b.update([]policy.Builder{b.policyBuilder()})
 		test(b)
 		b.close(errShutdown)
@@ -412,7 +415,7 @@ func TestCommandEndsWithAllThatItStarted(t *testing.T) {
 func TestNoBuilderIsPutToSleepWhileTwoProcessesUseIt(t *testing.T) {
 	inBedroom(t, func(b *bedroom) {
 		b.set(func() { b.up = true })
-		b.resting.Store(true)
+		b.alsoOther.Store(true)
 		if _, err := b.build(b.Context(), time.Minute); err != nil {
 			b.Fatal(err)
 		}
@@ -420,11 +423,24 @@ func TestNoBuilderIsPutToSleepWhileTwoProcessesUseIt(t *testing.T) {
 		if got := b.commandsRun(); got != "" {
 			b.Errorf("ran %q", got)
 		}
-		b.resting.Store(false)
+		b.alsoOther.Store(false)
 		time.Sleep(11 * time.Minute)
 		synctest.Wait()
 		if got := b.commandsRun(); got != "sleep" {
 			b.Errorf("once it is alone it ran %q", got)
 		}
 	})
+}
+
+// Guards against a command that speaks to the service manager in the proxy's name, as
+// some that start containers or machines do.
+func TestCommandsDoNotSpeakForTheProxy(t *testing.T) {
+	for _, name := range []string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} {
+		t.Setenv(name, "ours")
+	}
+	t.Setenv("NIXBASTION_TEST", "theirs")
+	out, err := runCommand(t.Context(), []string{"/bin/sh", "-c", "env"}, []string{"NIXBASTION_BUILDER=b1"})
+	if err != nil || strings.Contains(out, "=ours") || !strings.Contains(out, "=theirs") || !strings.Contains(out, "NIXBASTION_BUILDER=b1") {
+		t.Errorf("the command has the environment\n%s\n%v", out, err)
+	}
 }

@@ -7,10 +7,13 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // An upgrade is a talk between the process that serves and the one that it started
@@ -22,11 +25,11 @@ import (
 //	new → old   serving VERSION  clients are answered
 //	old → new   main             the service manager knows: talk to it
 //	new → old   failed REASON    instead of any of its lines, at its end
-//	new → old   reload           any time later: the policy file is to be read again
-//	            drained          the list of drained builders is
+//	new ↔ old   reload           any time later: the policy file is to be read again
+//	new → old   drains           likewise the file of drained builders
 //
 // The end of the stream is the end of the process. Until it serves, the old process
-// takes everything back.
+// takes everything back. Words of later are passed over by who does not know them.
 
 const (
 	// handOverVariable has "VERSION FD": of this protocol, and the new process's end.
@@ -42,16 +45,62 @@ const (
 	lineMain    = "main"
 	lineFailed  = "failed"
 	lineReload  = "reload"
-	lineDrained = "drained"
+	lineDrains  = "drains"
+
+	// tellPatience is how long the other process may take to hear of something, if it
+	// has not read for long: it may be stopped.
+	tellPatience = time.Second
 )
 
 // lines is one end of the talk.
 type lines struct {
 	conn net.Conn
 	in   *bufio.Reader
+
+	mu sync.Mutex // guards what follows, and is held while something is told
+	// settled says that the place was taken, and owed is what is to be told then.
+	settled bool
+	owed    []string
 }
 
-func newLines(conn net.Conn) *lines { return &lines{conn, bufio.NewReaderSize(conn, maxHandOverLine)} }
+func newLines(conn net.Conn) *lines {
+	return &lines{conn: conn, in: bufio.NewReaderSize(conn, maxHandOverLine)}
+}
+
+// tell has the other process do something once the place was taken, if it does not end
+// before: it may still have sessions of somebody who is not allowed any more.
+func (l *lines) tell(word string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.settled {
+		l.conn.SetWriteDeadline(time.Now().Add(tellPatience))
+		_ = l.say(word, "") // it may have ended
+	} else if !slices.Contains(l.owed, word) {
+		l.owed = append(l.owed, word)
+	}
+}
+
+// settle says that the place was taken.
+func (l *lines) settle() {
+	l.mu.Lock()
+	l.settled = true
+	owed := l.owed
+	l.mu.Unlock()
+	for _, word := range owed {
+		l.tell(word)
+	}
+}
+
+// hear does what the other process wants, until it ends.
+func (l *lines) hear(do func(word string)) {
+	for {
+		word, _, err := l.next()
+		if err != nil {
+			return
+		}
+		do(word)
+	}
+}
 
 // newline stands for one within a line.
 const newline = "\x1f"
@@ -74,14 +123,11 @@ func (l *lines) next() (word, rest string, err error) {
 	return word, strings.ReplaceAll(rest, newline, "\n"), nil
 }
 
-// predecessor is the process whose place this one takes. Nil stands for none, and
-// all its methods do nothing then.
+// predecessor is the process whose place this one takes. Nil stands for none.
 type predecessor struct {
 	*lines
-	ended chan struct{} // closed when it has ended
-
-	mu     sync.Mutex
-	served bool
+	// serves is when this process has said that it does.
+	serves atomic.Bool
 }
 
 // findPredecessor returns the process that started this one to take its place, nil if
@@ -104,7 +150,7 @@ func findPredecessor() (*predecessor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("talk to the process that was here before: %w", err)
 	}
-	p := &predecessor{lines: newLines(conn), ended: make(chan struct{})}
+	p := &predecessor{lines: newLines(conn)}
 	if version != handOverVersion {
 		err := fmt.Errorf("the process that was here before hands over as version %s of the protocol, this one takes version %s\nhint: restart instead of upgrading", version, handOverVersion)
 		p.failed(err)
@@ -136,19 +182,14 @@ func (p *predecessor) serving() error {
 	if p == nil {
 		return nil
 	}
-	p.mu.Lock()
-	p.served = true
-	p.mu.Unlock()
+	p.serves.Store(true)
 	if err := p.say(lineServing, version); err != nil {
 		return fmt.Errorf("tell the process that was here before: %w", err)
 	}
 	if word, _, err := p.next(); err != nil || word != lineMain {
 		return fmt.Errorf("the process that was here before said %q: %w", word, errors.Join(err, errNotMain))
 	}
-	go func() {
-		defer close(p.ended)
-		io.Copy(io.Discard, p.conn) // it says no more
-	}()
+	p.settle()
 	return nil
 }
 
@@ -156,36 +197,7 @@ var errNotMain = errors.New("it does not let us take its place")
 
 // failed says why this process does not take the place after all.
 func (p *predecessor) failed(err error) {
-	if p == nil || err == nil {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.served {
+	if p != nil && err != nil && !p.serves.Load() {
 		_ = p.say(lineFailed, err.Error()) // it sees our end, too
 	}
-}
-
-// reload tells it to read the policy again: it may still have sessions of somebody who
-// is not allowed any more.
-func (p *predecessor) reload() {
-	if p != nil {
-		_ = p.say(lineReload, "") // it may have ended
-	}
-}
-
-// drained tells it that the list of drained builders has changed: its builds would begin
-// there.
-func (p *predecessor) drained() {
-	if p != nil {
-		_ = p.say(lineDrained, "") // it may have ended
-	}
-}
-
-// gone is closed when it has ended, nil if there was none.
-func (p *predecessor) gone() <-chan struct{} {
-	if p == nil {
-		return nil
-	}
-	return p.ended
 }

@@ -119,13 +119,13 @@ func listenAll(addresses []string, open []door) (doors []door, err error) {
 	return doors, nil
 }
 
-// listensOn reports whether a socket is that of an address of the policy.
-func listensOn(d door, address string) bool {
+// listensOn reports whether a TCP socket is that of an address of the policy.
+func listensOn(l net.Listener, address string) bool {
 	want, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil {
 		return false
 	}
-	have := d.Addr().(*net.TCPAddr)
+	have := l.Addr().(*net.TCPAddr)
 	if want.Port != have.Port {
 		return false
 	}

@@ -63,7 +63,7 @@ func (c serveCmd) serve(before *predecessor) error {
 		return err
 	}
 	defer closeAudit()
-	s := &server{before: before, stops: stops, live: live, log: log, auditor: auditor, replaced: make(chan struct{})}
+	s := newServer(before, stops, live, auditor, log)
 	if err := s.start(in); err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -31,12 +32,32 @@ type server struct {
 	// auditor is nil for none, and outlives all else.
 	auditor proxy.Auditor
 	monitor *monitor // nil for none
+	// leaves is the admin's socket of the process before, if the policy has another.
+	leaves *net.UnixListener
 
-	// upgrading is held while another process is about to take our place, and for good
-	// once we stop.
+	// upgrading is held until we serve, while another process is about to take our place,
+	// and for good once we stop.
 	upgrading sync.Mutex
 	replaced  chan struct{} // closed when it has
-	next      *successor    // set before
+	// next is the process that does, or has; nil for none.
+	next atomic.Pointer[successor]
+	// hearing counts those who listen to the processes before and after.
+	hearing sync.WaitGroup
+}
+
+func newServer(before *predecessor, stops *stops, live *policy.Live, auditor proxy.Auditor, log *slog.Logger) *server {
+	s := &server{before: before, stops: stops, live: live, log: log, auditor: auditor, replaced: make(chan struct{})}
+	s.upgrading.Lock()
+	return s
+}
+
+func (s *server) isReplaced() bool {
+	select {
+	case <-s.replaced:
+		return true
+	default:
+		return false
+	}
 }
 
 // start makes ready to serve. What may fail comes before the store is asked for.
@@ -47,7 +68,7 @@ func (s *server) start(in inherited) (err error) {
 		return err
 	}
 	numbers := metrics.New(version)
-	opts := proxy.Options{Policy: s.live, Version: version, Log: s.log, Audit: s.auditor, Metrics: numbers, Predecessor: s.before.gone()}
+	opts := proxy.Options{Policy: s.live, Version: version, Log: s.log, Audit: s.auditor, Metrics: numbers, OnReload: s.reloading}
 	if s.before != nil {
 		opts.BeforeStore = s.before.awaitStore
 	}
@@ -70,22 +91,15 @@ func (s *server) startAdmin(open *net.UnixListener) (*admin, error) {
 			return s.upgrade(context.Background())
 		}
 		answer, err := s.proxy.ChangeAdmin(ctx, by, words)
-		switch {
-		case err != nil:
-		case words[0] == "reload":
-			s.before.reload()
-		case words[0] == "drain" || words[0] == "undrain":
-			s.before.drained()
+		if err == nil && s.before != nil && strings.HasSuffix(words[0], "drain") {
+			s.before.tell(lineDrains)
 		}
 		return answer, err
 	}
-	if open != nil {
-		open.SetUnlinkOnClose(true)
-		if open.Addr().String() == s.live.Current().Admin.Socket {
-			return startAdminOn(open, s.live, s.proxy.AskAdmin, change, s.proxy.Cache(), s.auditor, s.log), nil
-		}
-		defer open.Close() // the process before us leaves it to us
+	if open != nil && open.Addr().String() == s.live.Current().Admin.Socket {
+		return startAdminOn(open, s.live, s.proxy.AskAdmin, change, s.proxy.Cache(), s.auditor, s.log), nil
 	}
+	s.leaves = open
 	return startAdmin(s.live, s.proxy.AskAdmin, change, s.proxy.Cache(), s.auditor, s.log)
 }
 
@@ -96,20 +110,41 @@ func (s *server) run(config string) error {
 	doors, closeDoors := context.WithCancel(ctx)
 	served := make(chan error, 1)
 	go func() { served <- s.proxy.Serve(doors, listeners(s.doors)) }()
-	err := s.before.serving()
+	err := s.takePlace()
 	if err == nil {
-		s.proxy.FollowDrains() // the old process may have been told to drain one until now
 		err = s.serving(ctx, config, served)
 	}
 	closeDoors()
 	err = errors.Join(err, <-served)
 	cancel() // the watchdog, too
-	select {
-	case <-s.replaced:
-		return errors.Join(err, s.endReplaced())
-	default:
-		return errors.Join(err, s.end(err))
+	if s.isReplaced() {
+		err = errors.Join(err, s.endReplaced())
+	} else {
+		err = errors.Join(err, s.end(err))
 	}
+	s.hearNoMore()
+	return err
+}
+
+// takePlace returns once the process before, if there is one, has nothing to take back
+// any more. What it did with its sockets' files is ours to do from then on.
+func (s *server) takePlace() error {
+	if s.before != nil && s.stops.asked.Err() != nil {
+		return errors.New("it was asked to end") // and the process before was not, perhaps
+	}
+	if err := s.before.serving(); err != nil {
+		return err
+	}
+	defer s.upgrading.Unlock()
+	if s.before != nil {
+		s.hearing.Go(func() { s.before.hear(s.doFor(byBefore)) })
+	}
+	if s.leaves != nil {
+		s.leaves.SetUnlinkOnClose(true)
+		s.leaves.Close()
+	}
+	s.admin.listener.SetUnlinkOnClose(true)
+	return nil
 }
 
 // serving returns when that is to end.
@@ -117,15 +152,16 @@ func (s *server) serving(ctx context.Context, config string, served chan error) 
 	s.log.Info("serving", "version", version, "listen", addressesOf(s.doors), "config", config, "after", time.Since(began).Round(time.Millisecond).String())
 	notify(s.log, daemon.SdNotifyReady, statusText("serving on %s", strings.Join(addressesOf(s.doors), ", ")))
 	go watchdog(ctx, watchdogInterval(s.log), s.proxy.Alive, s.log)
+	var err error
 	select {
-	case err := <-served: // a socket failed
-		served <- nil
-		return err
 	case <-s.replaced:
+		return nil
+	case err = <-served: // a socket failed
+		served <- nil
 	case <-s.stops.asked.Done():
-		s.upgrading.Lock() // one that is under way comes to its end
 	}
-	return nil
+	s.upgrading.Lock() // one that is under way comes to its end
+	return err
 }
 
 // end lets what runs come to its end, and ends it when its time is up. After an error
@@ -151,12 +187,10 @@ func (s *server) end(failed error) error {
 // endReplaced is end for a process whose place another one has taken: nobody waits for
 // it, so what runs has all its time, or drain_timeout from the first signal on.
 func (s *server) endReplaced() error {
-	s.log.Info("another process serves; ending what runs", "pid", s.next.process.Pid)
+	next := s.next.Load()
+	s.log.Info("another process serves; ending what runs", "pid", next.process.Pid)
+	s.hearing.Go(func() { next.hear(s.doFor(byNext)) })
 	err := errors.Join(stopAdmin(s.admin.leave), s.monitor.stop())
-	go s.next.obey(func() { s.reload("upgraded process") }, func() {
-		s.proxy.FollowDrains()
-		s.before.drained()
-	})
 	ctx, cancel := context.WithCancel(s.stops.urged)
 	defer cancel()
 	defer context.AfterFunc(s.stops.asked, func() {
@@ -195,16 +229,4 @@ func watchStops() *stops {
 		ask()
 		urge()
 	}}
-}
-
-// reload loads the policy again, and tells those who have to know.
-func (s *server) reload(by string) {
-	notify(s.log, reloading())
-	status := "policy loaded"
-	if _, err := s.proxy.Reload(by); err != nil {
-		status = "policy refused, the old one stays: " + strings.ReplaceAll(err.Error(), "\n", " ")
-	} else {
-		s.before.reload()
-	}
-	notify(s.log, daemon.SdNotifyReady, statusText("%s", status))
 }

@@ -154,13 +154,14 @@ func socketPair() (ours net.Conn, theirs int, err error) {
 // it was.
 func (s *server) upgrade(ctx context.Context) (string, error) {
 	if !s.upgrading.TryLock() {
+		if s.stops.asked.Err() != nil {
+			return "", errors.New("the proxy is about to end")
+		}
 		return "", errors.New("an upgrade is under way already")
 	}
 	defer s.upgrading.Unlock()
-	select {
-	case <-s.replaced:
+	if s.isReplaced() {
 		return "", errors.New("another process has taken the place of this one already")
-	default:
 	}
 	if err := mayBeReplaced(); err != nil {
 		return "", err
@@ -170,38 +171,60 @@ func (s *server) upgrade(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	s.next.Store(next)
 	s.log.Info("upgrade begins", "program", programPath, "pid", next.process.Pid)
 	version, err := s.handOver(ctx, next)
 	if err != nil {
 		err = fmt.Errorf("the new process does not take the place of the old one, which goes on: %w", err)
 		s.log.Error("upgrade failed", "error", err)
+		s.next.Store(nil)
 		return "", err
 	}
 	took := time.Since(began).Round(time.Millisecond)
 	s.log.Info("upgraded", "version", version, "pid", next.process.Pid, "took", took.String())
-	s.next = next
 	close(s.replaced)
+	next.settle()
 	return fmt.Sprintf("process %d serves now, with version %s, after %s; process %d (version %s) ends when its sessions have ended\n",
 		next.process.Pid, version, took, os.Getpid(), versionOfUs()), nil
 }
+
+// parentAtStart is the process that waits for our end, unless it has ended itself.
+var parentAtStart = os.Getppid()
 
 // mayBeReplaced refuses where the end of this process would take the new one along.
 func mayBeReplaced() error {
 	pid := strconv.Itoa(os.Getpid())
 	switch {
-	case pid == "1":
-		return errors.New("this process is the first of its container, which ends with it\nhint: have an init in the container (docker run --init), or start another container")
+	case pid == "1" || endsWithUs(parentAtStart, firstProcess()):
+		return errors.New("the container ends with this process, and the new one would with it\nhint: start another container instead")
 	case os.Getenv("SYSTEMD_EXEC_PID") == pid && os.Getenv("NOTIFY_SOCKET") == "":
 		return errors.New("systemd would stop the new process with this one, as it cannot be told of it\nhint: say Type=notify-reload in the unit, as systemd/nixbastion.service has it, and restart once")
 	}
 	return nil
 }
 
+// endsWithUs reports whether the first process, of that name, ends with this one: so do
+// shells and the inits of containers (tini, docker-init, dumb-init), which wait for the
+// process that they have started, and for no other.
+func endsWithUs(parent int, first string) bool {
+	return parent == 1 && first != "" && first != "systemd" && first != "init"
+}
+
+// firstProcess is the name of process 1, "" if it is not to be seen.
+func firstProcess() string {
+	name, err := os.ReadFile("/proc/1/comm")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(name))
+}
+
 func versionOfUs() string { return version }
 
 // handOver answers the new process until it serves, and ends it if that fails.
 func (s *server) handOver(ctx context.Context, next *successor) (version string, err error) {
-	next.conn.SetDeadline(time.Now().Add(successorPatience))
+	deadline := time.Now().Add(successorPatience)
+	next.conn.SetDeadline(deadline)
 	retired := false
 	for err == nil {
 		var word, rest string
@@ -212,7 +235,7 @@ func (s *server) handOver(ctx context.Context, next *successor) (version string,
 		case word == lineFailed:
 			err = errors.New(rest)
 		case word == lineOpen && !retired:
-			err = s.giveStore(ctx, next)
+			err = s.giveStore(ctx, next, deadline)
 			retired = err == nil
 		case word == lineServing && retired:
 			notify(s.log, fmt.Sprintf("MAINPID=%d", next.process.Pid), daemon.SdNotifyReady)
@@ -233,8 +256,8 @@ func (s *server) handOver(ctx context.Context, next *successor) (version string,
 }
 
 // giveStore lets the new process have the store, or says why not.
-func (s *server) giveStore(ctx context.Context, next *successor) error {
-	ctx, cancel := context.WithTimeout(ctx, successorPatience)
+func (s *server) giveStore(ctx context.Context, next *successor, deadline time.Time) error {
+	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	if err := s.proxy.Retire(ctx); err != nil {
 		return errors.Join(err, next.say(lineNo, err.Error()))
@@ -268,20 +291,4 @@ func (n *successor) end() {
 	}
 	n.conn.Close()
 	unix.Close(n.descriptor)
-}
-
-// obey does what the process that took our place wants, until it ends.
-func (n *successor) obey(reload, drain func()) {
-	for {
-		word, _, err := n.next()
-		if err != nil {
-			return
-		}
-		switch word {
-		case lineReload:
-			reload()
-		case lineDrained:
-			drain()
-		}
-	}
 }
