@@ -36,7 +36,7 @@ func startMonitor(open *net.TCPListener, pol policy.Metrics, m *metrics.Metrics,
 
 // listenMonitor owns what is open. It returns nil, nil for no address.
 func listenMonitor(open *net.TCPListener, address string) (*net.TCPListener, error) {
-	if open != nil && open.Addr().String() == address {
+	if open != nil && listensOn(door{open, metricsName}, address) {
 		return open, nil
 	}
 	if open != nil {
