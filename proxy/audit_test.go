@@ -294,6 +294,31 @@ func TestWithoutRoomForEventsNothingIsBuilt(t *testing.T) {
 	}
 }
 
+// lastUpload is a book that is full behind the first upload.
+type lastUpload struct{ *auditBook }
+
+func (l lastUpload) Record(e audit.Event) {
+	l.auditBook.Record(e)
+	if e.Kind == audit.Upload {
+		l.fail(errors.New("no space left on device"))
+	}
+}
+
+// Guards against a client that fills the disk by an upload and goes on with it unseen.
+func TestAnUploadEndsWhereEventsHaveNoRoom(t *testing.T) {
+	l := newLab(t, newLabBuilder("b1"))
+	l.proxy.builds.audit = lastUpload{l.audited()}
+	alice := l.client("alice")
+	one, two := newLabFile(labPath("one"), "1"), newLabFile(labPath("two"), "2")
+	if err := alice.upload(t.Context(), one, two); err == nil || !strings.Contains(err.Error(), "cannot write its audit log") {
+		t.Errorf("upload: %v", err)
+	}
+	valid, err := l.client("reader").QueryValidPaths(t.Context(), []nix.StorePath{one.info.Path, two.info.Path}, false)
+	if err != nil || !slices.Equal(valid, []nix.StorePath{one.info.Path}) {
+		t.Errorf("valid: %q, %v", valid, err)
+	}
+}
+
 // Guards against refusals that nobody can look up.
 func TestRefusedOperationsAreKept(t *testing.T) {
 	l := newLab(t, newLabBuilder("b1"))
