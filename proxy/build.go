@@ -144,7 +144,7 @@ func (b *builds) run(ctx context.Context, key buildKey, running *build, o *order
 	if killed != nil {
 		result, err = killed.result(o), nil
 	}
-	t.count(result, err)
+	t.count(result, err, killed != nil)
 	result, err = b.built(ctx, t, began, result, err)
 	e.end(result, err, killed != nil)
 	return result, err
