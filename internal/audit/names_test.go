@@ -248,3 +248,19 @@ func TestARotationThatFailsIsPutOff(t *testing.T) {
 		})
 	}
 }
+
+// Guards against a policy that names a file of something else, which is then removed as
+// the rest of a crash: a secret key has no newline either.
+func TestASmallFileOfSomebodyIsNotRemoved(t *testing.T) {
+	d := newDesk(t).open()
+	d.close()
+	for _, text := range []string{"nix.example.org-1:c2VjcmV0", "\x00\x00\x00\x00", `{"version":1}`} {
+		d.write(d.file, text)
+		before := len(d.files())
+		d.open().close()
+		files := d.files()
+		if len(files) != before+1 || d.read(files[len(files)-2]) != text {
+			t.Errorf("%q is gone: %q", text, files)
+		}
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -110,7 +111,7 @@ func (w *writer) goOn(f *os.File) error {
 	case err != nil:
 		f.Close()
 		return err
-	case t.size <= maxFirstLine && t.noLine && !t.ok: // a crash in the first line
+	case !t.ok && t.noLine && beginsFirstLine(f, t.size): // a crash in it
 		err := f.Truncate(0)
 		f.Close()
 		if err == nil {
@@ -128,6 +129,17 @@ func (w *writer) goOn(f *os.File) error {
 	w.use(f, t.size)
 	w.last, w.opened = t.last, firstTime(f)
 	return w.closeOff(t)
+}
+
+// beginsFirstLine reports whether a file without a newline is what a crash may leave of
+// a first line, and nothing of somebody else's.
+func beginsFirstLine(f io.ReaderAt, size int64) bool {
+	if size > maxFirstLine {
+		return false
+	}
+	start := make([]byte, min(size, int64(len(lineStart))))
+	_, err := f.ReadAt(start, 0)
+	return err == nil && strings.HasPrefix(lineStart, string(start))
 }
 
 // closeOff ends a line that a crash left.
