@@ -188,3 +188,23 @@ func TestWhatIsNotThereIsNoted(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Guards against a last file that is removed while the proxy does not run, and nobody
+// is told: the chain goes on from the full one before it.
+func TestAMissingLastFileIsNoted(t *testing.T) {
+	d := newDesk(t).open(small)
+	d.commit(0, 30)
+	d.close()
+	if err := os.Remove(d.file); err != nil {
+		t.Fatal(err)
+	}
+	d.open(small)
+	d.commit(30, 31)
+	d.close()
+	if notes := d.verified(); len(notes) != 1 || !strings.Contains(notes[0], "was removed") {
+		t.Errorf("notes %q", notes)
+	}
+	if !strings.Contains(d.journal.String(), "is not there") {
+		t.Errorf("the admin is not told: %s", d.journal)
+	}
+}

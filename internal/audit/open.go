@@ -170,6 +170,7 @@ func (w *writer) beginAfterLast(reason string) error {
 	after := ""
 	if len(full) > 0 {
 		after = full[len(full)-1]
+		w.log.Warn("file of the audit log is not there, although full ones are; a new one is begun", "after", after)
 		if head, ok := headOf(after); ok && w.last.seq == 0 {
 			w.last = head
 		}

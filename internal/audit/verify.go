@@ -137,6 +137,9 @@ func (v *verifier) firstLine(l link) error {
 	case v.before == "":
 		return nil
 	case l.prev == v.last.hash:
+		if e.Reason == reasonFirst {
+			v.note("was begun although there was %s: the proxy was killed as it began a file, or a file between was removed", filepath.Base(v.before))
+		}
 		return nil
 	case e.Reason == reasonHandover:
 		// Whoever wrote the file before went on with it for a while.
