@@ -129,6 +129,51 @@ func TestUploadsAndBuildsAreKept(t *testing.T) {
 	}
 }
 
+// Guards against somebody who brings again what was here, and is kept as the one who
+// has brought it.
+func TestWhatWasHereIsNotAddedAgain(t *testing.T) {
+	l := newLab(t, newLabBuilder("b1"))
+	book := l.audited()
+	for _, method := range []nix.ContentAddressMethod{{Method: nix.Text, Algo: nix.SHA256}, {Method: nix.Flat, Algo: nix.SHA1}} {
+		for _, who := range []string{"alice", "bob"} {
+			if _, err := l.client(who).AddToStore(t.Context(), nix.Discard, nix.AddToStoreRequest{Name: "text", Method: method}, strings.NewReader("x")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var got []string
+	for _, e := range book.of(audit.Upload) {
+		got = append(got, e.Principal+" "+e.Result)
+	}
+	if want := []string{"alice added", "bob already valid", "alice added", "bob already valid"}; !slices.Equal(got, want) {
+		t.Errorf("uploads %q, want %q", got, want)
+	}
+}
+
+// Guards against a client who learns from a build that another one asked for, and of
+// whom there is no trace since he left before its end, or it had no result.
+func TestWhoAttendedABuildInVainIsKept(t *testing.T) {
+	b := newLabBuilder("b1")
+	release := make(chan struct{})
+	b.build = held(release)
+	l := newLab(t, b)
+	book := l.audited()
+	alice := l.begin("alice", "shared")
+	l.underWay("shared", isRunning)
+	bob := l.client("bob")
+	go bob.build(t.Context(), nix.Discard, "shared")
+	l.underWay("shared", func(r buildRecord) bool { return r.Clients == 2 })
+	bob.hangUp()
+	e := book.one(t, audit.Build)
+	if !e.Shared || e.Principal != "bob" || e.Result != canceled || e.Drv != labPath("shared.drv").String() || e.Reason == "" {
+		t.Errorf("who left: %+v", e)
+	}
+	close(release)
+	if err := <-alice; err != nil {
+		t.Error(err)
+	}
+}
+
 // Guards against a result that somebody has before it is kept: the one who asked, one
 // who waits for the same build, and one for whom the outputs are here.
 func TestNobodyHasAResultBeforeItIsKept(t *testing.T) {

@@ -122,6 +122,7 @@ func (b *builds) build(ctx context.Context, o *order, log nix.Logger, offset uin
 	asked := time.Now()
 	result, err := running.wait(ctx, log, offset)
 	if err != nil {
+		b.attendedInVain(ctx, o, how, err)
 		return nil, err
 	}
 	b.record(o, asked, running, result)
