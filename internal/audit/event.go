@@ -34,7 +34,8 @@ const (
 	// Upload is a path that a client brought. Result is added, or already valid, or
 	// differs if the store has other bytes, which stay.
 	Upload Kind = "upload"
-	// Build is a build as it ended, or one more client who asked for it (Shared). Result is Nix's word, AlreadyValid with no Builder for what the store had, or
+	// Build is a build as it ended, or one more client who asked for it (Shared).
+	// Result is Nix's word, AlreadyValid with no Builder for what the store had, or
 	// Canceled for what was given up.
 	Build Kind = "build"
 	// OutputRefused is an output whose bytes are not what the builder had announced.
