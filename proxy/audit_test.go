@@ -524,5 +524,10 @@ func TestJumpsAreKept(t *testing.T) {
 			s.Errorf("without a log: %q", text)
 		}
 		book.fail(nil)
+		s.roster.remove(testKey("alice"))
+		refusedJump(s, client, "builder1", 22, ssh.Prohibited)
+		if e := book.one(t, audit.Refused); e.Principal != "alice" || e.Command != "jump" || e.Reason != errStranger.Error() {
+			s.Errorf("with a removed key: %+v", e)
+		}
 	})
 }
