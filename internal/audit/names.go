@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"syscall"
 	"time"
@@ -14,20 +13,23 @@ import (
 // Which file has which name. Two processes share a log during an upgrade, and others
 // may move or remove what is in its directory.
 
-// alone holds the lock of the directory while names are changed there, so that two
-// processes do not do that at once. Where a directory cannot be locked, as on NFS, it
-// goes without.
+// lockSuffix is what the name of the file has behind it for that of the lock.
+const lockSuffix = ".lock"
+
+// alone holds the lock of all names while they are changed, so that two processes do
+// not do that at once. It is a file of its own since anybody who may read the directory
+// could lock that. Where there can be none, it goes without.
 func (w *writer) alone(change func() error) error {
 	if err := makeDir(w.opts.File); err != nil {
 		return err
 	}
-	d, err := os.Open(filepath.Dir(w.opts.File))
+	f, err := openFile(w.opts.File+lockSuffix, os.O_CREATE)
 	if err != nil {
-		return err
+		return change()
 	}
-	defer d.Close()
+	defer f.Close()
 	for {
-		if err := syscall.Flock(int(d.Fd()), syscall.LOCK_EX); !errors.Is(err, syscall.EINTR) {
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); !errors.Is(err, syscall.EINTR) {
 			return change()
 		}
 	}

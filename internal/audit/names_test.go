@@ -3,6 +3,7 @@ package audit
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -262,5 +263,37 @@ func TestASmallFileOfSomebodyIsNotRemoved(t *testing.T) {
 		if len(files) != before+1 || d.read(files[len(files)-2]) != text {
 			t.Errorf("%q is gone: %q", text, files)
 		}
+	}
+}
+
+// Guards against a proxy that anybody on its machine can stop, by a lock on the directory
+// of the log where others may read it, as /var/log.
+func TestALockThatAnybodyCanTakeStopsNothing(t *testing.T) {
+	var c clock
+	d := newDesk(t).open(small, c.options)
+	dir, err := os.Open(filepath.Dir(d.file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		d.commit(0, 30)
+	}()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		t.Error("nothing is written")
+		syscall.Flock(int(dir.Fd()), syscall.LOCK_UN)
+		<-done
+	}
+	d.close()
+	d.verified()
+	if info, err := os.Stat(d.file + lockSuffix); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the lock is for everybody: %v, %v", info, err)
 	}
 }

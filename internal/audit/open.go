@@ -61,7 +61,7 @@ func (w *writer) isFull(more int64) bool {
 func (w *writer) mayRotate() bool { return !w.passed && w.opts.now().After(w.postpone) }
 
 // open goes on with the file that is there, or begins one. The caller holds the lock
-// of the directory, as do those of all that change names.
+// of names, as do those of all that change them.
 func (w *writer) open() error {
 	f, err := openFile(w.opts.File, 0)
 	if errors.Is(err, fs.ErrNotExist) {
