@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"syscall"
 	"time"
@@ -13,8 +14,11 @@ import (
 // Which file has which name. Two processes share a log during an upgrade, and others
 // may move or remove what is in its directory.
 
-// lockSuffix is what the name of the file has behind it for that of the lock.
-const lockSuffix = ".lock"
+// lockName is that of the lock of a log. What is hidden is no argument of verify's by
+// accident.
+func lockName(file string) string {
+	return filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+".lock")
+}
 
 // alone holds the lock of all names while they are changed, so that two processes do
 // not do that at once. It is a file of its own since anybody who may read the directory
@@ -23,7 +27,7 @@ func (w *writer) alone(change func() error) error {
 	if err := makeDir(w.opts.File); err != nil {
 		return err
 	}
-	f, err := openFile(w.opts.File+lockSuffix, os.O_CREATE)
+	f, err := openFile(lockName(w.opts.File), os.O_CREATE)
 	if err != nil {
 		return change()
 	}

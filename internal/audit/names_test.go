@@ -293,7 +293,7 @@ func TestALockThatAnybodyCanTakeStopsNothing(t *testing.T) {
 	}
 	d.close()
 	d.verified()
-	if info, err := os.Stat(d.file + lockSuffix); err != nil || info.Mode().Perm() != 0o600 {
+	if info, err := os.Stat(lockName(d.file)); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the lock is for everybody: %v, %v", info, err)
 	}
 }
