@@ -87,22 +87,25 @@ func (w *writer) displaced(ours fs.FileInfo) error {
 	if err != nil {
 		return err
 	}
-	locked := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	locked := errors.Is(syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB), syscall.EWOULDBLOCK)
 	f.Close()
-	switch {
-	case errors.Is(locked, syscall.EWOULDBLOCK):
+	full := w.isAmongFull(ours)
+	if full && locked {
 		if !w.passed {
 			w.passed = true
 			w.log.Warn("another process has taken over the audit log; this one ends it in the file that it had")
 		}
 		return nil
-	case w.isAmongFull(ours):
+	}
+	if full {
 		w.log.Warn("the process that had taken over the audit log has ended; this one goes on in its file")
-		w.close()
+	} else {
+		w.log.Error("file of the audit log was moved away or removed by somebody, and another one is in its place; a new one is begun")
+	}
+	w.close()
+	if full || locked {
 		return w.open()
 	}
-	w.log.Error("file of the audit log was moved away or removed by somebody, who put another one in its place; a new one is begun")
-	w.close()
 	return w.beginBehind(reasonGone)
 }
 

@@ -297,3 +297,32 @@ func TestALockThatAnybodyCanTakeStopsNothing(t *testing.T) {
 		t.Errorf("the lock is for everybody: %v, %v", info, err)
 	}
 }
+
+// Guards against a process that goes on in a file which is gone, since another one has
+// its name and is locked: the one of before, which came first to begin a new one.
+func TestAFileThatIsRemovedDuringAnUpgradeIsMissed(t *testing.T) {
+	var c clock
+	old := newDesk(t).open(c.options)
+	old.commit(0, 2)
+	next := &desk{TB: t, file: old.file, journal: &journal{}}
+	next.open(c.options)
+	next.commit(10, 12)
+	if err := os.Remove(next.file); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		c.forward()
+		old.commit(20+i, 21+i)
+		next.commit(30+i, 31+i)
+	}
+	old.close()
+	c.forward()
+	next.commit(40, 41)
+	next.close()
+	if n := len(next.drvs()); n != 2+3+3+1 {
+		t.Errorf("%d events\n%s", n, next.text())
+	}
+	if notes := next.verified(); len(notes) != 1 || !strings.Contains(notes[0], "may have been removed") {
+		t.Errorf("notes %q\n%s", notes, next.text())
+	}
+}

@@ -137,8 +137,8 @@ func (v *verifier) firstLine(l link) error {
 	case v.before == "":
 		return nil
 	case l.prev == v.last.hash:
-		if e.Reason == reasonFirst {
-			v.note("was begun although there was %s: the proxy was killed as it began a file, or a file between was removed", filepath.Base(v.before))
+		if e.Reason == reasonFirst || e.Reason == reasonGone {
+			v.note("was begun behind %s since %s: a file between them may have been removed", filepath.Base(v.before), quoteText(e.Reason))
 		}
 		return nil
 	case e.Reason == reasonHandover:
