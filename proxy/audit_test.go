@@ -410,6 +410,25 @@ func TestSignaturesAreKept(t *testing.T) {
 	}
 }
 
+// Guards against a client who shows a path to other domains, by the signature of a key
+// that the policy trusts, and leaves no trace.
+func TestSignaturesThatClientsAddAreKept(t *testing.T) {
+	l := newLab(t)
+	book := l.audited()
+	alice := l.client("alice")
+	f := newLabFile(labPath("input"), "x")
+	if err := alice.upload(t.Context(), f); err != nil {
+		t.Fatal(err)
+	}
+	if err := alice.AddSignatures(t.Context(), f.info.Path, []string{labKey.Sign(f.info.Fingerprint()).String()}); err != nil {
+		t.Fatal(err)
+	}
+	if e := book.one(t, audit.Sign); e.Principal != "alice" || e.Domain != "default" || e.Path != f.info.Path.String() ||
+		e.NarHash != f.info.NarHash.String() || !slices.Equal(e.SigningKeys, []string{labKey.Name()}) {
+		t.Errorf("added: %+v", e)
+	}
+}
+
 // Guards against outputs and builders that were not what they should be, and a policy
 // that changed, without a trace.
 func TestWhatIsNotAsItShouldBeIsKept(t *testing.T) {

@@ -43,7 +43,8 @@ const (
 	// BuilderRefused is a builder that was not spoken to as it is not the one that
 	// the policy names: it showed another host key.
 	BuilderRefused Kind = "builder_refused"
-	// Sign is a signature by each of SigningKeys on a path that became valid.
+	// Sign is a signature by each of SigningKeys on a path that became valid, or, with a
+	// Principal, one by somebody else's key that a client has brought for it.
 	Sign Kind = "sign"
 	// Resign is a pass over the store after a change of keys: Count paths got
 	// signatures.
