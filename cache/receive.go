@@ -141,15 +141,15 @@ func (c *Cache) checkReferences(domain string, info *nix.PathInfo) error {
 // set by the cache. The content address that the info carries is believed: the
 // caller has just made it from these bytes. It returns the info of what is valid
 // now, which has other bytes than those read if the path was there already.
-func (c *Cache) ReceiveUnnamed(ctx context.Context, nar io.Reader, g Grant, name func(narHash nix.Hash, narSize uint64) (*nix.PathInfo, error)) (*nix.PathInfo, error) {
+func (c *Cache) ReceiveUnnamed(ctx context.Context, nar io.Reader, g Grant, name func(narHash nix.Hash, narSize uint64) (*nix.PathInfo, error)) (*nix.PathInfo, Outcome, error) {
 	s, err := c.newSpool(forUpload, nil)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	info, err := s.takeUnnamed(ctx, nar, name)
 	if err != nil {
 		s.discard(err)
-		return nil, err
+		return nil, 0, err
 	}
 	rec, err := c.admit(info, g)
 	if err == nil {
@@ -158,10 +158,12 @@ func (c *Cache) ReceiveUnnamed(ctx context.Context, nar io.Reader, g Grant, name
 	}
 	if err != nil {
 		s.discard(err)
-		return nil, err
+		return nil, 0, err
 	}
-	if _, err := c.commit(ctx, arrived(rec), s, g, nil); err != nil {
-		return nil, fmt.Errorf("add %s: %w", info.Path, err)
+	outcome, err := c.commit(ctx, arrived(rec), s, g, nil)
+	if err != nil {
+		return nil, 0, fmt.Errorf("add %s: %w", info.Path, err)
 	}
-	return c.QueryPathInfo(g.Domain, info.Path)
+	info, err = c.QueryPathInfo(g.Domain, info.Path)
+	return info, outcome, err
 }

@@ -182,7 +182,7 @@ func TestUnnamedContentIsNamedByItsBytes(t *testing.T) {
 	dir := newDir(t)
 	c := openCache(t, Options{Dir: dir})
 	o := sourceObj("tree", strings.Repeat("tree", growth/4)) // more than a step of growth
-	info, err := c.ReceiveUnnamed(t.Context(), bytes.NewReader(o.nar), in("team"), func(narHash nix.Hash, narSize uint64) (*nix.PathInfo, error) {
+	info, _, err := c.ReceiveUnnamed(t.Context(), bytes.NewReader(o.nar), in("team"), func(narHash nix.Hash, narSize uint64) (*nix.PathInfo, error) {
 		if narHash != o.info.NarHash || narSize != o.info.NarSize {
 			t.Errorf("asked to name %v of %d bytes", narHash, narSize)
 		}
@@ -201,12 +201,12 @@ func TestUnnamedContentIsNamedByItsBytes(t *testing.T) {
 
 	unnamed := errors.New("no name")
 	noName := func(nix.Hash, uint64) (*nix.PathInfo, error) { return nil, unnamed }
-	if _, err := c.ReceiveUnnamed(t.Context(), bytes.NewReader(o.nar), in("team"), noName); !errors.Is(err, unnamed) {
+	if _, _, err := c.ReceiveUnnamed(t.Context(), bytes.NewReader(o.nar), in("team"), noName); !errors.Is(err, unnamed) {
 		t.Errorf("got %v", err)
 	}
-	_, err = c.ReceiveUnnamed(t.Context(), bytes.NewReader(o.nar[:100]), in("team"), noName)
+	_, _, err = c.ReceiveUnnamed(t.Context(), bytes.NewReader(o.nar[:100]), in("team"), noName)
 	refusedWith(t, err, "bad archive: cut")
-	_, err = c.ReceiveUnnamed(t.Context(), bytes.NewReader(o.nar), in("team"), func(nix.Hash, uint64) (*nix.PathInfo, error) {
+	_, _, err = c.ReceiveUnnamed(t.Context(), bytes.NewReader(o.nar), in("team"), func(nix.Hash, uint64) (*nix.PathInfo, error) {
 		return &nix.PathInfo{Path: pathNamed("good"), References: []nix.StorePath{pathNamed("absent")}}, nil
 	})
 	refusedWith(t, err, "which is not valid")

@@ -24,24 +24,25 @@ func (s *session) AddToStore(ctx context.Context, _ nix.Logger, req nix.AddToSto
 		return nil, nix.Refuse("%q is to be addressed by %s; the proxy does not take git trees", req.Name, req.Method)
 	}
 	dump = &sizeLimit{r: dump, name: req.Name, limit: s.policy().Limits.NarSize}
+	var outcome cache.Outcome
 	switch {
 	case req.Method.Method == nix.NAR:
-		info, err = s.addNAR(ctx, req, dump)
+		info, outcome, err = s.addNAR(ctx, req, dump)
 	case req.DumpIsNAR:
-		info, err = s.addArchivedFile(ctx, req, dump)
+		info, outcome, err = s.addArchivedFile(ctx, req, dump)
 	default:
-		info, err = s.addFile(ctx, req, dump)
+		info, outcome, err = s.addFile(ctx, req, dump)
 	}
 	if err != nil {
 		return nil, err
 	}
-	s.uploaded(info, cache.Added.String())
+	s.uploaded(info, outcome.String())
 	s.pins.Pin(s.domain(), []nix.StorePath{info.Path})
 	return info, nil
 }
 
 // addNAR takes an archive that is addressed as a whole.
-func (s *session) addNAR(ctx context.Context, req nix.AddToStoreRequest, archive io.Reader) (*nix.PathInfo, error) {
+func (s *session) addNAR(ctx context.Context, req nix.AddToStoreRequest, archive io.Reader) (*nix.PathInfo, cache.Outcome, error) {
 	if req.Method.Algo == nix.SHA256 { // the cache makes that hash anyway
 		return s.cache.ReceiveUnnamed(ctx, archive, s.grant(s.policy(), nil), func(narHash nix.Hash, _ uint64) (*nix.PathInfo, error) {
 			return named(req, narHash)
@@ -53,34 +54,34 @@ func (s *session) addNAR(ctx context.Context, req nix.AddToStoreRequest, archive
 
 // addArchivedFile takes a single file in an archive, as clients before 1.25 send
 // it. Nix drops the executable bit then.
-func (s *session) addArchivedFile(ctx context.Context, req nix.AddToStoreRequest, archive io.Reader) (*nix.PathInfo, error) {
+func (s *session) addArchivedFile(ctx context.Context, req nix.AddToStoreRequest, archive io.Reader) (*nix.PathInfo, cache.Outcome, error) {
 	file, err := nar.SingleFile(archive)
 	if err != nil {
-		return nil, nix.Refuse("%q: %v", req.Name, err)
+		return nil, 0, nix.Refuse("%q: %v", req.Name, err)
 	}
 	return s.wrapFile(ctx, req, file.Size, file)
 }
 
 // addFile takes the bytes of a file. How many they are must be known before the
 // first one can go into an archive.
-func (s *session) addFile(ctx context.Context, req nix.AddToStoreRequest, contents io.Reader) (*nix.PathInfo, error) {
+func (s *session) addFile(ctx context.Context, req nix.AddToStoreRequest, contents io.Reader) (*nix.PathInfo, cache.Outcome, error) {
 	temp, err := s.cache.TempFile(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("add %s: %w", req.Name, err)
+		return nil, 0, fmt.Errorf("add %s: %w", req.Name, err)
 	}
 	defer temp.Close()
 	size, err := temp.ReadFrom(contents)
 	if err != nil {
-		return nil, fmt.Errorf("add %s: %w", req.Name, err)
+		return nil, 0, fmt.Errorf("add %s: %w", req.Name, err)
 	}
 	if _, err := temp.Seek(0, io.SeekStart); err != nil {
-		return nil, fmt.Errorf("add %s: %w", req.Name, err)
+		return nil, 0, fmt.Errorf("add %s: %w", req.Name, err)
 	}
 	return s.wrapFile(ctx, req, uint64(size), temp.File)
 }
 
 // wrapFile stores a file as an archive; its address is that of the contents.
-func (s *session) wrapFile(ctx context.Context, req nix.AddToStoreRequest, size uint64, contents io.Reader) (*nix.PathInfo, error) {
+func (s *session) wrapFile(ctx context.Context, req nix.AddToStoreRequest, size uint64, contents io.Reader) (*nix.PathInfo, cache.Outcome, error) {
 	digest := req.Method.Algo.New()
 	archive := io.MultiReader(
 		bytes.NewReader(nar.FileHeader(false, size)),
@@ -91,7 +92,7 @@ func (s *session) wrapFile(ctx context.Context, req nix.AddToStoreRequest, size 
 }
 
 // receiveHashed stores an archive whose address digest has once it was read.
-func (s *session) receiveHashed(ctx context.Context, req nix.AddToStoreRequest, archive io.Reader, digest hash.Hash) (*nix.PathInfo, error) {
+func (s *session) receiveHashed(ctx context.Context, req nix.AddToStoreRequest, archive io.Reader, digest hash.Hash) (*nix.PathInfo, cache.Outcome, error) {
 	return s.cache.ReceiveUnnamed(ctx, archive, s.grant(s.policy(), nil), func(nix.Hash, uint64) (*nix.PathInfo, error) {
 		return named(req, nix.SumHash(req.Method.Algo, digest))
 	})

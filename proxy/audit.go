@@ -53,13 +53,19 @@ func (who *Identity) event(kind audit.Kind) audit.Event {
 func (p *Proxy) sign(v cache.Verified) []nix.Signature {
 	sigs := SignPath(p.policy.Current(), v)
 	if len(sigs) > 0 && !v.Again() {
-		e := audit.Event{Kind: audit.Sign, Domain: v.Domain(), Path: v.Info().Path.String(), NarHash: v.Info().NarHash.String()}
-		for _, sig := range sigs {
-			e.SigningKeys = append(e.SigningKeys, sig.Name())
-		}
-		p.audit.Record(e)
+		p.audit.Record(audit.Event{
+			Kind: audit.Sign, Domain: v.Domain(), Path: v.Info().Path.String(), NarHash: v.Info().NarHash.String(), SigningKeys: namesOf(sigs),
+		})
 	}
 	return sigs
+}
+
+func namesOf(sigs []nix.Signature) []string {
+	names := make([]string, len(sigs))
+	for i, sig := range sigs {
+		names[i] = sig.Name()
+	}
+	return names
 }
 
 // passed keeps that a pass over what the store holds came to its end, or to an end.

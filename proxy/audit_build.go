@@ -24,11 +24,8 @@ func (b *builds) built(ctx context.Context, t *tries, began time.Time, result *n
 	e := b.buildEvent(o, result)
 	e.Builder, e.Attempts = t.where()
 	e.Seconds = time.Since(began).Seconds()
-	switch {
-	case err != nil && ctx.Err() != nil:
-		e.Result, e.Reason = canceled, err.Error()
-	case err != nil:
-		e.Result, e.Reason = nix.StatusMiscFailure.String(), err.Error()
+	if err != nil {
+		e.Result, e.Reason = endWithout(ctx, err)
 	}
 	for _, in := range o.inputs {
 		e.Inputs++
@@ -51,6 +48,25 @@ func (b *builds) attended(o *order, how joined, running *build, result *nix.Buil
 		return nil, errNoAudit
 	}
 	return result, nil
+}
+
+// attendedInVain keeps that one more client asked for a build, and has no result.
+func (b *builds) attendedInVain(ctx context.Context, o *order, how joined, err error) {
+	if how == joinedFirst {
+		return
+	}
+	e := b.buildEvent(o, nil)
+	e.Shared = true
+	e.Result, e.Reason = endWithout(ctx, err)
+	b.audit.Record(e)
+}
+
+// endWithout are the result and the reason of a build that has no result of Nix's.
+func endWithout(ctx context.Context, err error) (result, reason string) {
+	if ctx.Err() != nil {
+		return canceled, err.Error()
+	}
+	return nix.StatusMiscFailure.String(), err.Error()
 }
 
 // where is the builder whose answer counts, or the one that had the order last, and

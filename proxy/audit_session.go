@@ -44,6 +44,13 @@ func (s *session) uploaded(info *nix.PathInfo, outcome string) {
 	s.builds.audit.Record(e)
 }
 
+// signaturesAdded keeps that a path got signatures that the client has brought.
+func (s *session) signaturesAdded(info *nix.PathInfo, sigs []nix.Signature) {
+	e := s.event(audit.Sign)
+	e.Path, e.NarHash, e.SigningKeys = info.Path.String(), info.NarHash.String(), namesOf(sigs)
+	s.builds.audit.Record(e)
+}
+
 // known keeps that a client asked for a build whose outputs were here.
 func (s *session) known(drvPath nix.StorePath, drv *nix.BasicDerivation, result *nix.BuildResult) error {
 	e := s.event(audit.Build)

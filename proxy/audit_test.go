@@ -129,6 +129,51 @@ func TestUploadsAndBuildsAreKept(t *testing.T) {
 	}
 }
 
+// Guards against somebody who brings again what was here, and is kept as the one who
+// has brought it.
+func TestWhatWasHereIsNotAddedAgain(t *testing.T) {
+	l := newLab(t, newLabBuilder("b1"))
+	book := l.audited()
+	for _, method := range []nix.ContentAddressMethod{{Method: nix.Text, Algo: nix.SHA256}, {Method: nix.Flat, Algo: nix.SHA1}} {
+		for _, who := range []string{"alice", "bob"} {
+			if _, err := l.client(who).AddToStore(t.Context(), nix.Discard, nix.AddToStoreRequest{Name: "text", Method: method}, strings.NewReader("x")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var got []string
+	for _, e := range book.of(audit.Upload) {
+		got = append(got, e.Principal+" "+e.Result)
+	}
+	if want := []string{"alice added", "bob already valid", "alice added", "bob already valid"}; !slices.Equal(got, want) {
+		t.Errorf("uploads %q, want %q", got, want)
+	}
+}
+
+// Guards against a client who learns from a build that another one asked for, and of
+// whom there is no trace since he left before its end, or it had no result.
+func TestWhoAttendedABuildInVainIsKept(t *testing.T) {
+	b := newLabBuilder("b1")
+	release := make(chan struct{})
+	b.build = held(release)
+	l := newLab(t, b)
+	book := l.audited()
+	alice := l.begin("alice", "shared")
+	l.underWay("shared", isRunning)
+	bob := l.client("bob")
+	go bob.build(t.Context(), nix.Discard, "shared")
+	l.underWay("shared", func(r buildRecord) bool { return r.Clients == 2 })
+	bob.hangUp()
+	e := book.one(t, audit.Build)
+	if !e.Shared || e.Principal != "bob" || e.Result != canceled || e.Drv != labPath("shared.drv").String() || e.Reason == "" {
+		t.Errorf("who left: %+v", e)
+	}
+	close(release)
+	if err := <-alice; err != nil {
+		t.Error(err)
+	}
+}
+
 // Guards against a result that somebody has before it is kept: the one who asked, one
 // who waits for the same build, and one for whom the outputs are here.
 func TestNobodyHasAResultBeforeItIsKept(t *testing.T) {
@@ -294,6 +339,31 @@ func TestWithoutRoomForEventsNothingIsBuilt(t *testing.T) {
 	}
 }
 
+// lastUpload is a book that is full behind the first upload.
+type lastUpload struct{ *auditBook }
+
+func (l lastUpload) Record(e audit.Event) {
+	l.auditBook.Record(e)
+	if e.Kind == audit.Upload {
+		l.fail(errors.New("no space left on device"))
+	}
+}
+
+// Guards against a client that fills the disk by an upload and goes on with it unseen.
+func TestAnUploadEndsWhereEventsHaveNoRoom(t *testing.T) {
+	l := newLab(t, newLabBuilder("b1"))
+	l.proxy.builds.audit = lastUpload{l.audited()}
+	alice := l.client("alice")
+	one, two := newLabFile(labPath("one"), "1"), newLabFile(labPath("two"), "2")
+	if err := alice.upload(t.Context(), one, two); err == nil || !strings.Contains(err.Error(), "cannot write its audit log") {
+		t.Errorf("upload: %v", err)
+	}
+	valid, err := l.client("reader").QueryValidPaths(t.Context(), []nix.StorePath{one.info.Path, two.info.Path}, false)
+	if err != nil || !slices.Equal(valid, []nix.StorePath{one.info.Path}) {
+		t.Errorf("valid: %q, %v", valid, err)
+	}
+}
+
 // Guards against refusals that nobody can look up.
 func TestRefusedOperationsAreKept(t *testing.T) {
 	l := newLab(t, newLabBuilder("b1"))
@@ -337,6 +407,25 @@ func TestSignaturesAreKept(t *testing.T) {
 	out := newLabFile(labPath("three"), "built by b1").info
 	if e := book.one(t, audit.Sign); e.Path != out.Path.String() || e.NarHash != out.NarHash.String() || e.Domain != "default" || !slices.Equal(e.SigningKeys, []string{"home-1"}) {
 		t.Errorf("sign: %+v", e)
+	}
+}
+
+// Guards against a client who shows a path to other domains, by the signature of a key
+// that the policy trusts, and leaves no trace.
+func TestSignaturesThatClientsAddAreKept(t *testing.T) {
+	l := newLab(t)
+	book := l.audited()
+	alice := l.client("alice")
+	f := newLabFile(labPath("input"), "x")
+	if err := alice.upload(t.Context(), f); err != nil {
+		t.Fatal(err)
+	}
+	if err := alice.AddSignatures(t.Context(), f.info.Path, []string{labKey.Sign(f.info.Fingerprint()).String()}); err != nil {
+		t.Fatal(err)
+	}
+	if e := book.one(t, audit.Sign); e.Principal != "alice" || e.Domain != "default" || e.Path != f.info.Path.String() ||
+		e.NarHash != f.info.NarHash.String() || !slices.Equal(e.SigningKeys, []string{labKey.Name()}) {
+		t.Errorf("added: %+v", e)
 	}
 }
 
@@ -454,5 +543,10 @@ func TestJumpsAreKept(t *testing.T) {
 			s.Errorf("without a log: %q", text)
 		}
 		book.fail(nil)
+		s.roster.remove(testKey("alice"))
+		refusedJump(s, client, "builder1", 22, ssh.Prohibited)
+		if e := book.one(t, audit.Refused); e.Principal != "alice" || e.Command != "jump" || e.Reason != errStranger.Error() {
+			s.Errorf("with a removed key: %+v", e)
+		}
 	})
 }

@@ -61,7 +61,7 @@ func (c *frontConn) serveJump(conn *ssh.ServerConn, channel ssh.NewChannel) {
 	seen := c.front.reviews.Load()
 	who, err := c.identityOf(conn)
 	if err != nil {
-		c.logRefusedKey(who, err)
+		c.logRefusedKey("jump", who, err)
 		c.refuse(channel, ssh.Prohibited, "nixbastion: this key is not accepted any more")
 		return
 	}

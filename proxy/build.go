@@ -122,6 +122,7 @@ func (b *builds) build(ctx context.Context, o *order, log nix.Logger, offset uin
 	asked := time.Now()
 	result, err := running.wait(ctx, log, offset)
 	if err != nil {
+		b.attendedInVain(ctx, o, how, err)
 		return nil, err
 	}
 	b.record(o, asked, running, result)
@@ -144,7 +145,7 @@ func (b *builds) run(ctx context.Context, key buildKey, running *build, o *order
 	if killed != nil {
 		result, err = killed.result(o), nil
 	}
-	t.count(result, err)
+	t.count(result, err, killed != nil)
 	result, err = b.built(ctx, t, began, result, err)
 	e.end(result, err, killed != nil)
 	return result, err

@@ -171,6 +171,12 @@ func (c *frontConn) refuseKnown(why Refusal, sentence string) error {
 	return &ssh.BannerError{Err: errors.New(sentence), Message: "nixbastion: " + sentence + "\n"}
 }
 
+func (c *frontConn) isKnown() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.known
+}
+
 // identityOf returns who logged in, and an error if the key does not count any
 // more: policies change while connections live. Who is nil only if nobody did.
 func (c *frontConn) identityOf(conn *ssh.ServerConn) (who *Identity, err error) {
@@ -223,7 +229,7 @@ func (a *authRecord) attempt(meta ssh.ConnMetadata, method string, err error) {
 
 // loginFailed writes the one line about a connection that did not get in. The
 // message "ssh login refused" followed by addr= is what fail2ban and its like look
-// for; it stays as it is.
+// for; it stays as it is, and is not that of who showed a key that counts.
 func (c *frontConn) loginFailed(err error) {
 	if c.loggedIn.Load() {
 		return // gone before it knew; its end is logged
@@ -242,7 +248,11 @@ func (c *frontConn) loginFailed(err error) {
 	}
 	c.front.metrics.Login(metrics.LoginRefused)
 	c.front.refusals.count(RefusedLogin)
-	c.front.log.Warn("ssh login refused", append(line,
+	message := "ssh login refused"
+	if c.isKnown() {
+		message = "ssh login turned away"
+	}
+	c.front.log.Warn(message, append(line,
 		"user", quotePeer(a.user), "keys", strings.Join(a.keys, ","), "reason", reason)...)
 	c.loginRefused(why)
 }

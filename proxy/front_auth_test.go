@@ -449,6 +449,11 @@ func TestConnectionsPerPrincipalAreBounded(t *testing.T) {
 		if !strings.Contains(banner, "alice has 2 connections already") {
 			s.Errorf("banner is %q, want the reason", banner)
 		}
+		// What fail2ban counts is no line about a key that may come in.
+		s.logged("ssh login turned away", "addr", "10.1.0.1", "keys", fingerprint(alice), "reason", "alice has 2 connections already")
+		if n := len(s.book.records(s, "ssh login refused")); n != 0 {
+			s.Errorf("%d lines that count against the address", n)
+		}
 		s.works(s.login("nix", testKey("root")))
 		first.Close()
 		s.settle(nil)

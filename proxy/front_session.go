@@ -61,7 +61,7 @@ func (c *frontConn) serveSession(conn *ssh.ServerConn, channel ssh.NewChannel) {
 	seen := c.front.reviews.Load()
 	who, err := c.identityOf(conn)
 	if err != nil {
-		c.logRefusedKey(who, err)
+		c.logRefusedKey("session", who, err)
 		c.refuse(channel, ssh.Prohibited, "nixbastion: this key is not accepted any more")
 		return
 	}
@@ -76,13 +76,13 @@ func (c *frontConn) serveSession(conn *ssh.ServerConn, channel ssh.NewChannel) {
 	s.run()
 }
 
-func (c *frontConn) logRefusedKey(who *Identity, err error) {
+func (c *frontConn) logRefusedKey(what string, who *Identity, err error) {
 	line := append(c.where(), "reason", quotePeer(err.Error()))
 	if who != nil {
 		line = append(line, who.keyText()...)
 	}
-	c.front.refusals.note(RefusedSession, slog.LevelWarn, "ssh session refused", line...)
-	c.front.refusedTo(who, "session", err.Error())
+	c.front.refusals.note(RefusedSession, slog.LevelWarn, "ssh "+what+" refused", line...)
+	c.front.refusedTo(who, what, err.Error())
 }
 
 // noMemory refuses a session or a jump.

@@ -127,13 +127,13 @@ var attemptResults = [...]metrics.AttemptResult{
 func (b blame) attempt() metrics.AttemptResult { return attemptResults[b] }
 
 // count counts a build that ended.
-func (t *tries) count(result *nix.BuildResult, err error) {
-	t.metrics.Build(t.order.system, t.builder, t.buildResult(result, err))
+func (t *tries) count(result *nix.BuildResult, err error, killed bool) {
+	t.metrics.Build(t.order.system, t.builder, t.buildResult(result, err, killed))
 }
 
-func (t *tries) buildResult(result *nix.BuildResult, err error) metrics.BuildResult {
+func (t *tries) buildResult(result *nix.BuildResult, err error, killed bool) metrics.BuildResult {
 	switch {
-	case errors.Is(err, errNobodyWaits), errors.Is(err, errShutdown):
+	case killed, errors.Is(err, errNobodyWaits), errors.Is(err, errShutdown):
 		return metrics.BuildCanceled
 	case err != nil || result == nil:
 		return metrics.BuildError

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"nixbastion/internal/audit"
 	"nixbastion/internal/metrics"
 	"nixbastion/internal/nix"
 	"nixbastion/proxy/upstream"
@@ -185,6 +186,32 @@ func TestFailuresAreCountedByWhoseTheyAre(t *testing.T) {
 		m.rises("a system that nobody has", func() {
 			l.client("alice").BuildDerivation(t.Context(), nix.Discard, path, drv, nix.BuildNormal)
 		}, `builds_total{builder="",result="no_builder",system="other"}`)
+	}
+}
+
+// Guards against an admin who ends builds and so sets off the alert that builders are
+// missing, and against an end whose author the audit log does not have.
+func TestAKilledBuildIsCanceledAndItsEndKept(t *testing.T) {
+	b := newLabBuilder("b1")
+	release := make(chan struct{})
+	defer close(release)
+	b.build = held(release)
+	l := newLab(t, b)
+	book, m := l.audited(), l.monitored()
+	running := l.begin("alice", "runs")
+	l.underWay("runs", isRunning)
+	queued := l.begin("bob", "queued")
+	l.underWay("queued", func(r buildRecord) bool { return r.State == "waiting" })
+	for i, name := range []string{"queued", "runs"} {
+		m.rises(name, func() { l.change("kill", labPath(name+".drv").String(), "no time") }, builtOn("", "canceled"))
+		if e := book.of(audit.Build)[i]; e.Drv != labPath(name+".drv").String() || e.Result != "MiscFailure" || !strings.Contains(e.Reason, "killed by root: no time") || (e.Builder == "b1") != (name == "runs") {
+			t.Errorf("%s: %+v", name, e)
+		}
+	}
+	<-running
+	<-queued
+	if n := m.numbers()[builtOn("", "no_builder")]; n != 0 {
+		t.Errorf("%v builds without a builder", n)
 	}
 }
 

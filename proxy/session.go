@@ -190,6 +190,9 @@ func (s *session) AddMultipleToStore(ctx context.Context, _ nix.Logger, src nix.
 		if err != nil {
 			return err
 		}
+		if err := s.mayChange(); err != nil { // a long upload may fill the disk
+			return err
+		}
 		if err := s.receive(ctx, info, nar, opts); err != nil {
 			return err
 		}

@@ -77,6 +77,7 @@ func (s *session) AddSignatures(ctx context.Context, path nix.StorePath, texts [
 	if err := s.cache.AddSignatures(ctx, info, trusted, s.grant(pol, trusted)); err != nil {
 		return fmt.Errorf("sign %s: %w", path, err)
 	}
+	s.signaturesAdded(info, trusted)
 	return nil
 }
 

@@ -77,12 +77,21 @@ func (q *cacheRequest) recordAlone(a policy.Audit, failure error, log *slog.Logg
 	return errors.Join(err, l.Close())
 }
 
-// words are a command on the store as the audit log has it, and as much of its paths
-// as there is room for.
+// words are a command on the store as the audit log has it, with what it may do, and
+// as much of its paths as there is room for.
 func (q *cacheRequest) words() []string {
 	words := []string{"cache", q.Do}
 	if q.Domain != "" {
 		words = append(words, "--domain", q.Domain)
+	}
+	if q.Vouch {
+		words = append(words, "--vouch")
+	}
+	if q.Referrers {
+		words = append(words, "--referrers")
+	}
+	if q.Size != nil {
+		words = append(words, "--size", strconv.FormatInt(*q.Size, 10))
 	}
 	return append(words, q.Paths...)
 }

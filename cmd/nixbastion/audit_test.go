@@ -249,3 +249,19 @@ func TestCommandsOfTheAdminAreKept(t *testing.T) {
 		t.Errorf("got  %q\nwant %q", fmt.Sprint(got), want)
 	}
 }
+
+// Guards against a command on the store that took in what nothing proves, and looks in
+// the log like one that did not.
+func TestCommandsOnTheStoreAreKeptWithTheirOptions(t *testing.T) {
+	size := int64(1 << 30)
+	for want, q := range map[string]cacheRequest{
+		"cache import --domain default --vouch":                {Do: "import", Domain: "default", Vouch: true},
+		"cache rm --domain default --referrers /nix/store/a":   {Do: "rm", Domain: "default", Referrers: true, Paths: []string{"/nix/store/a"}},
+		"cache gc --domain default --size 1073741824":          {Do: "gc", Domain: "default", Size: &size},
+		"cache pin --domain default /nix/store/a /nix/store/b": {Do: "pin", Domain: "default", Paths: []string{"/nix/store/a", "/nix/store/b"}},
+	} {
+		if got := strings.Join(q.words(), " "); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}

@@ -79,21 +79,36 @@ func TestMetricsAreServedWhereThePolicySaysSo(t *testing.T) {
 // Guards against a socket that is inherited and closed, so that who takes the place of
 // another process finds its address taken, and against one that stays open for nobody.
 func TestInheritedSocketOfMetricsIsUsed(t *testing.T) {
-	for _, moved := range []bool{false, true} {
+	for _, host := range []string{"127.0.0.1", "localhost", ""} { // none: it is wanted no more
 		l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		address := l.Addr().String()
-		if moved {
-			address = ""
+		wanted, address := host != "", ""
+		if wanted {
+			_, port, _ := net.SplitHostPort(l.Addr().String())
+			address = net.JoinHostPort(host, port)
 		}
 		got, err := listenMonitor(l, address)
-		if err != nil || (got == l) == moved {
-			t.Errorf("moved %t: %v, %v", moved, got, err)
+		if err != nil || (got == l) != wanted {
+			t.Errorf("%q: %v, %v", address, got, err)
 		}
-		if err := l.Close(); (err == nil) == moved {
-			t.Errorf("moved %t: close the inherited one: %v", moved, err)
+		if err := l.Close(); (err == nil) != wanted {
+			t.Errorf("%q: close the inherited one: %v", address, err)
 		}
+	}
+}
+
+// Guards against an upgrade that fails since metrics are served on all addresses, which
+// the policy and the system write differently.
+func TestInheritedSocketOfMetricsOnAllAddressesIsUsed(t *testing.T) {
+	l, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	if got, err := listenMonitor(l.(*net.TCPListener), ":"+port); err != nil || got != l {
+		t.Errorf("%v, %v", got, err)
 	}
 }

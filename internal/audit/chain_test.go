@@ -152,3 +152,59 @@ func TestAHeadFromTheJournalIsMissed(t *testing.T) {
 		t.Errorf("without its last line: %v %v", missing, err)
 	}
 }
+
+// Guards against a log that looks whole although all files but the last were taken
+// away, and against a number of lines that counts what is none.
+func TestWhatIsNotThereIsNoted(t *testing.T) {
+	var c clock
+	d := newDesk(t).open(c.options)
+	d.commit(0, 3)
+	if err := os.Remove(d.file); err != nil {
+		t.Fatal(err)
+	}
+	c.forward()
+	d.commit(3, 5)
+	d.close()
+	if notes := d.verified(); len(notes) != 1 || !strings.Contains(notes[0], "begins with line 5") || !strings.Contains(notes[0], reasonGone) {
+		t.Errorf("notes %q", notes)
+	}
+	text := d.read(d.file)
+	d.write(d.file, text[:len(text)-30])
+	d.open(c.options)
+	d.close()
+	for _, torn := range []string{"", `{"v":1,`} {
+		d.write(d.file, d.read(d.file)+torn)
+		var report FileReport
+		if _, err := Verify(d.files(), nil, func(r FileReport) { report = r }); err != nil || report.Lines != 3 {
+			t.Errorf("behind %q: %d lines are whole, %v\n%s", torn, report.Lines, err, d.text())
+		}
+	}
+	d.write(d.file, "{")
+	if _, err := Verify(d.files(), nil, func(r FileReport) {
+		if r.Lines != 0 || r.Head != (Hash{}) {
+			t.Errorf("nothing of a file is whole: %+v", r)
+		}
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// Guards against a last file that is removed while the proxy does not run, and nobody
+// is told: the chain goes on from the full one before it.
+func TestAMissingLastFileIsNoted(t *testing.T) {
+	d := newDesk(t).open(small)
+	d.commit(0, 30)
+	d.close()
+	if err := os.Remove(d.file); err != nil {
+		t.Fatal(err)
+	}
+	d.open(small)
+	d.commit(30, 31)
+	d.close()
+	if notes := d.verified(); len(notes) != 1 || !strings.Contains(notes[0], "may have been removed") {
+		t.Errorf("notes %q", notes)
+	}
+	if !strings.Contains(d.journal.String(), "is not there") {
+		t.Errorf("the admin is not told: %s", d.journal)
+	}
+}

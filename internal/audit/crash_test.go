@@ -116,7 +116,11 @@ const childFile = "AUDIT_TEST_FILE"
 // child commits events from many goroutines and prints those that are committed,
 // until it is killed.
 func child() {
-	l, err := Open(Options{File: os.Getenv(childFile), RotateSize: 64 << 10, Keep: 1000, Log: slog.New(slog.DiscardHandler),
+	rotate := int64(64 << 10)
+	if os.Getenv("AUDIT_TEST_SMALL") != "" {
+		rotate = 4 << 10
+	}
+	l, err := Open(Options{File: os.Getenv(childFile), RotateSize: rotate, Keep: 10_000, Log: slog.New(slog.DiscardHandler),
 		SyncAlways: os.Getenv("AUDIT_TEST_SYNC") != ""})
 	if err != nil {
 		fmt.Println(err)
@@ -144,7 +148,7 @@ func TestKillLosesNothingThatWasCommitted(t *testing.T) {
 	for round := range 4 {
 		d := newDesk(t)
 		for range 2 { // on the same files
-			acked := killChild(t, d.file, round%2 == 1, 20+37*round)
+			acked := killChild(t, d.file, childOptions{always: round%2 == 1, after: 20 + 37*round})
 			d.verified()
 			written := map[string]int{}
 			for _, drv := range d.drvs() {
@@ -161,13 +165,58 @@ func TestKillLosesNothingThatWasCommitted(t *testing.T) {
 	}
 }
 
+// Guards against a process that takes over, or is killed while another does, in the
+// middle of a rotation, and leaves files of which the chain is broken or events lost.
+func TestKillsWhileOneProcessTakesOverFromAnother(t *testing.T) {
+	for round := range 5 {
+		d := newDesk(t)
+		var mu sync.Mutex // guards acked
+		var acked []string
+		var running sync.WaitGroup
+		for i := range 4 { // each takes over from the one before, if that still lives
+			begun := make(chan struct{})
+			begin := sync.OnceFunc(func() { close(begun) })
+			running.Go(func() {
+				defer begin()
+				drvs := killChild(t, d.file, childOptions{small: true, after: 150 + 61*((i+round)%4), begun: begin})
+				mu.Lock()
+				defer mu.Unlock()
+				acked = append(acked, drvs...)
+			})
+			<-begun
+		}
+		running.Wait()
+		written := map[string]int{}
+		for _, drv := range d.drvs() {
+			written[drv]++
+		}
+		for _, drv := range acked {
+			if written[drv]--; written[drv] < 0 {
+				t.Fatalf("round %d: %s was committed once more than it is there\n", round, drv)
+			}
+		}
+		d.verified()
+		d.open().close()
+		d.verified()
+	}
+}
+
+type childOptions struct {
+	always, small bool
+	after         int    // as many events
+	begun         func() // is called after some; may be nil
+}
+
 // killChild kills a child after so many events and returns all that it had committed.
-func killChild(t *testing.T, file string, always bool, after int) (acked []string) {
+func killChild(t *testing.T, file string, opts childOptions) (acked []string) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run", "^$")
 	cmd.Env = append(os.Environ(), childFile+"="+file)
-	if always {
+	if opts.always {
 		cmd.Env = append(cmd.Env, "AUDIT_TEST_SYNC=1")
+	}
+	if opts.small {
+		cmd.Env = append(cmd.Env, "AUDIT_TEST_SMALL=1")
 	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -189,8 +238,13 @@ func killChild(t *testing.T, file string, always bool, after int) (acked []strin
 		if !strings.HasPrefix(line, "/nix/store/") {
 			t.Fatalf("the child says %q", line)
 		}
-		if acked = append(acked, strings.TrimSpace(line)); len(acked) == after {
+		switch acked = append(acked, strings.TrimSpace(line)); len(acked) {
+		case opts.after:
 			cmd.Process.Kill()
+		case 40:
+			if opts.begun != nil {
+				opts.begun()
+			}
 		}
 	}
 	return slices.Compact(acked)

@@ -47,40 +47,34 @@ func (f *jsonFields) seconds(name string, value float64) {
 }
 
 func (f *jsonFields) texts(name string, values []string, limit int) {
-	if len(values) == 0 {
-		return
-	}
-	f.name(name)
-	f.b = append(f.b, '[')
-	for i, value := range values[:min(len(values), maxList)] {
-		f.comma(i)
-		f.b = appendText(f.b, value, limit)
-	}
-	f.b = append(f.b, ']')
+	list(f, name, values, func(value string) { f.b = appendText(f.b, value, limit) })
 }
 
 func (f *jsonFields) outputs(name string, values []Output) {
-	if len(values) == 0 {
-		return
-	}
-	f.name(name)
-	f.b = append(f.b, '[')
-	for i, o := range values[:min(len(values), maxList)] {
-		f.comma(i)
+	list(f, name, values, func(o Output) {
 		f.b = append(f.b, `{"name":`...)
 		f.b = appendText(f.b, o.Name, maxText)
 		f.text("path", o.Path, maxPath)
 		f.text("nar_hash", o.NarHash, maxText)
 		f.number("size", o.Size)
 		f.b = append(f.b, '}')
-	}
-	f.b = append(f.b, ']')
+	})
 }
 
-func (f *jsonFields) comma(i int) {
-	if i > 0 {
-		f.b = append(f.b, ',')
+// list appends a list of as many items as are written.
+func list[T any](f *jsonFields, name string, values []T, item func(T)) {
+	if len(values) == 0 {
+		return
 	}
+	f.name(name)
+	f.b = append(f.b, '[')
+	for i, value := range values[:min(len(values), maxList)] {
+		if i > 0 {
+			f.b = append(f.b, ',')
+		}
+		item(value)
+	}
+	f.b = append(f.b, ']')
 }
 
 // appendText appends a string of JSON that has at most limit bytes of a text. What

@@ -34,7 +34,7 @@ const (
 	// Upload is a path that a client brought. Result is added, or already valid, or
 	// differs if the store has other bytes, which stay.
 	Upload Kind = "upload"
-	// Build is a build as it ended, or one more client who got its result (Shared).
+	// Build is a build as it ended, or one more client who asked for it (Shared).
 	// Result is Nix's word, AlreadyValid with no Builder for what the store had, or
 	// Canceled for what was given up.
 	Build Kind = "build"
@@ -43,7 +43,8 @@ const (
 	// BuilderRefused is a builder that was not spoken to as it is not the one that
 	// the policy names: it showed another host key.
 	BuilderRefused Kind = "builder_refused"
-	// Sign is a signature by each of SigningKeys on a path that became valid.
+	// Sign is a signature by each of SigningKeys on a path that became valid, or, with a
+	// Principal, one by somebody else's key that a client has brought for it.
 	Sign Kind = "sign"
 	// Resign is a pass over the store after a change of keys: Count paths got
 	// signatures.

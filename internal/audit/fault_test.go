@@ -20,6 +20,8 @@ type disk struct {
 	broken bool
 	syncs  atomic.Int64
 	stuck  chan struct{} // syncs wait for its end; nil for none
+	// failSync is the number of one sync that fails; 0 is none.
+	failSync atomic.Int64
 }
 
 type diskFile struct {
@@ -49,13 +51,13 @@ func (f *diskFile) Write(b []byte) (int, error) {
 }
 
 func (f *diskFile) Sync() error {
-	f.disk.syncs.Add(1)
+	n := f.disk.syncs.Add(1)
 	if f.disk.stuck != nil {
 		<-f.disk.stuck
 	}
 	f.disk.mu.Lock()
 	defer f.disk.mu.Unlock()
-	if f.disk.broken {
+	if f.disk.broken || n == f.disk.failSync.Load() {
 		return syscall.EIO
 	}
 	return f.File.Sync()
@@ -298,5 +300,132 @@ func TestAFileHasSpaceAheadWhileItIsOpen(t *testing.T) {
 	d.close()
 	if n := onDisk(d.file); n > 64<<10 {
 		t.Errorf("%d bytes on disk after the end", n)
+	}
+}
+
+// Guards against a build that waits for ever, on a disk that fails, for its line: it
+// came to the queue just before the fault was known.
+func TestACommitIsAnsweredWhateverFails(t *testing.T) {
+	dsk := &disk{}
+	var d *desk
+	var late atomic.Bool
+	answer := make(chan error, 1)
+	d = newDesk(t).open(dsk.options, func(o *Options) {
+		o.now = func() time.Time { // the writer asks between a failed sync and its notice
+			if dsk.syncs.Load() > 0 && late.CompareAndSwap(true, false) {
+				e := numbered(1)
+				e.Time = time.Now()
+				go func() { answer <- d.Commit(e) }()
+				d.eventually("it is in the queue", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return len(d.queue) > 0 })
+			}
+			return time.Now()
+		}
+	})
+	dsk.set(false, true)
+	e := numbered(0)
+	e.Time = time.Now()
+	if err := d.Commit(e); err != nil {
+		t.Fatal(err)
+	}
+	late.Store(true)
+	select {
+	case err := <-answer:
+		if !errors.Is(err, syscall.EIO) {
+			t.Errorf("commit: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("a build waits for a disk that fails")
+	}
+	dsk.set(false, false)
+	d.eventually("it is written again", func() bool { return d.Fault() == nil })
+	d.close()
+	if n := len(d.drvs()); n != 2 {
+		t.Errorf("%d events", n)
+	}
+}
+
+// Guards against memory that grows with each write that fails: what comes while the
+// writer tries is counted with what it tries.
+func TestMemoryIsBoundedWhileWritesFailSlowly(t *testing.T) {
+	dsk := &disk{}
+	d := newDesk(t).open(dsk.options, func(o *Options) { o.Continue, o.pause = true, time.Hour })
+	big := numbered(0)
+	big.Outputs = slices.Repeat([]Output{{Path: strings.Repeat("x", maxPath)}}, maxList)
+	fill := func() {
+		for range 60 { // beyond the queue
+			d.Record(big)
+		}
+	}
+	dsk.set(true, false)
+	d.Commit(big)
+	for range 5 { // as the writer does, with a disk that takes its time
+		fill()
+		batch := d.take()
+		fill()
+		w := &writer{Log: d.Log, timer: time.NewTimer(time.Hour)}
+		w.failed(syscall.ENOSPC, batch)
+	}
+	size := 0
+	d.mu.Lock()
+	for _, e := range d.queue {
+		size += len(e.body) + entryCost
+	}
+	d.mu.Unlock()
+	if size > 2*maxQueue {
+		t.Errorf("%d bytes are queued, %d may be", size, maxQueue)
+	}
+	dsk.set(false, false)
+	d.close()
+	// And the last thing that is written is how much is missing.
+	if dropped := d.events(Dropped); len(dropped) != 1 || int(dropped[0].Count)+len(d.drvs()) != 1+5*120 {
+		t.Errorf("%d events and %+v", len(d.drvs()), dropped)
+	}
+}
+
+// Guards against an answer for what a failed sync may have lost, when the file became
+// full with it.
+func TestAlwaysMeansOnDiskAlsoWhenAFileIsFull(t *testing.T) {
+	dsk := &disk{}
+	d := newDesk(t).open(small, dsk.options, func(o *Options) { o.SyncAlways, o.pause = true, time.Hour })
+	dsk.stuck = make(chan struct{})
+	var running sync.WaitGroup
+	errs := make([]error, 41)
+	commit := func(i int) { running.Go(func() { errs[i] = d.Commit(numbered(i)) }) }
+	commit(0)
+	d.eventually("a sync is on its way", func() bool { return dsk.syncs.Load() == 1 })
+	for i := 1; i < len(errs); i++ {
+		commit(i)
+	}
+	d.eventually("all others wait", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return len(d.queue) == len(errs)-1 })
+	dsk.failSync.Store(2) // that of the file that becomes full
+	close(dsk.stuck)
+	running.Wait()
+	written, answered := 0, 0
+	for i, err := range errs {
+		if err == nil && i > 0 {
+			answered++
+		}
+	}
+	for _, file := range d.files() {
+		written += strings.Count(d.read(file), `"event":"build"`)
+	}
+	if answered > 0 {
+		t.Errorf("%d of %d builds were answered, %d are written, and the disk has said that it lost some", answered, len(errs)-1, written)
+	}
+}
+
+// Guards against space ahead that is not there any more once a write had failed.
+func TestSpaceAheadIsReservedAgainAfterAFailedWrite(t *testing.T) {
+	dsk := &disk{part: 50}
+	d := newDesk(t).open(dsk.options)
+	d.commit(0, 1)
+	dsk.set(true, false)
+	_ = d.Commit(numbered(1))
+	dsk.set(false, false)
+	d.eventually("it is written again", func() bool { return d.Fault() == nil })
+	d.commit(2, 3)
+	var st syscall.Stat_t
+	if err := syscall.Stat(d.file, &st); err != nil || st.Blocks*512 < reserveAhead/2 {
+		t.Errorf("%d bytes on disk, %v", st.Blocks*512, err)
 	}
 }

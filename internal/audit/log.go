@@ -69,9 +69,9 @@ type Log struct {
 	suppressed atomic.Uint64
 
 	mu      sync.Mutex // guards what follows
-	room    sync.Cond  // signalled when the queue was taken
+	room    sync.Cond  // signalled when some of the queue was written
 	queue   []entry
-	queued  int // bytes
+	queued  int // bytes, with those that the writer has taken and not written
 	dropped uint64
 	closed  bool
 
@@ -119,7 +119,7 @@ func Open(opts Options) (*Log, error) {
 	}
 	l.room.L = &l.mu
 	w := newWriter(l)
-	switch err := w.open(); {
+	switch err := w.alone(w.open); {
 	case err == nil:
 		l.log.Info("audit log opened", "line", w.last.seq, "head", w.last.hash.String())
 	case passes(err): // as if it had come later
@@ -222,7 +222,7 @@ func (l *Log) put(e *Event, done chan error) bool {
 		}
 	}
 	l.queue = append(l.queue, item)
-	l.queued += len(item.body) + entryCost
+	l.queued += item.cost()
 	select {
 	case l.wake <- struct{}{}:
 	default:
@@ -238,22 +238,48 @@ func (e *entry) answer(err error) {
 	}
 }
 
+// cost is what an entry takes of the queue.
+func (e *entry) cost() int { return len(e.body) + entryCost }
+
 // take empties the queue.
 func (l *Log) take() []entry {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	batch := l.queue
-	l.queue, l.queued = nil, 0
-	l.room.Broadcast()
+	l.queue = nil
 	return batch
 }
 
-// giveBack puts entries before those that came meanwhile.
-func (l *Log) giveBack(batch []entry) {
+// settle makes room where entries were that are written.
+func (l *Log) settle(written []entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.queue = append(batch, l.queue...)
-	for _, e := range batch {
-		l.queued += len(e.body) + entryCost
+	for i := range written {
+		l.queued -= written[i].cost()
 	}
+	l.room.Broadcast()
+}
+
+// giveBack puts entries before those that came meanwhile. Whoever waits for any of
+// them, or for room, learns of the fault.
+func (l *Log) giveBack(rest []entry, f *Fault) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.queue = append(rest, l.queue...)
+	for i := range l.queue {
+		l.queue[i].answer(f)
+	}
+	l.room.Broadcast()
+}
+
+// sayDropped queues, before all else, how many events are missing, and returns that.
+func (l *Log) sayDropped(reason string) (dropped uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if dropped, l.dropped = l.dropped, 0; dropped > 0 {
+		e := entry{at: l.opts.now(), body: appendEvent(nil, &Event{Kind: Dropped, Count: dropped, Reason: reason})}
+		l.queue = append([]entry{e}, l.queue...)
+		l.queued += e.cost()
+	}
+	return dropped
 }

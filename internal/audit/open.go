@@ -2,7 +2,6 @@ package audit
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -10,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -30,6 +30,7 @@ const (
 const (
 	reasonFirst    = "there was none"
 	reasonGone     = "the file was moved away or removed"
+	reasonWritten  = "somebody else has written into the last one"
 	reasonHandover = "another process still writes the last one"
 	reasonSize     = "the last one was full (rotate_size)"
 	reasonAge      = "the last one was old (rotate_age)"
@@ -41,13 +42,12 @@ func (w *writer) ready() error {
 	now := w.opts.now()
 	switch {
 	case w.f == nil:
-		return w.open()
+		return w.alone(w.open)
 	case w.size > maxFirstLine && w.isFull(0):
 		return w.rotate(reasonSize)
-	case w.opts.RotateAge > 0 && now.Sub(w.opened) >= w.opts.RotateAge && !w.passed:
+	case w.opts.RotateAge > 0 && now.Sub(w.opened) >= w.opts.RotateAge && w.mayRotate():
 		return w.rotate(reasonAge)
 	case now.Sub(w.looked) >= lookEvery || now.Before(w.looked):
-		w.looked = now
 		return w.look()
 	}
 	return nil
@@ -55,44 +55,14 @@ func (w *writer) ready() error {
 
 // isFull reports whether the file is, with so many bytes more.
 func (w *writer) isFull(more int64) bool {
-	return w.opts.RotateSize > 0 && w.size+more >= w.opts.RotateSize && !w.passed && w.opts.now().After(w.postpone)
+	return w.opts.RotateSize > 0 && w.size+more >= w.opts.RotateSize && w.mayRotate()
 }
 
-// look finds out whether the file still has its name.
-func (w *writer) look() error {
-	switch there, err := w.named(); {
-	case err != nil || there || w.passed:
-		return err
-	default:
-	}
-	if _, err := os.Stat(w.opts.File); err == nil {
-		w.passed = true
-		w.log.Warn("another process has taken over the audit log; this one ends it in the file that it had")
-		return nil
-	}
-	w.log.Error("file of the audit log was moved away or removed by somebody; a new one is begun")
-	w.close()
-	return w.begin(reasonGone, "")
-}
+func (w *writer) mayRotate() bool { return !w.passed && w.opts.now().After(w.postpone) }
 
-// named reports whether the name is that of our file.
-func (w *writer) named() (bool, error) {
-	ours, err := w.f.Stat()
-	if err != nil {
-		return false, err
-	}
-	theirs, err := os.Lstat(w.opts.File)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil && os.SameFile(ours, theirs), err
-}
-
-// open goes on with the file that is there, or begins one.
+// open goes on with the file that is there, or begins one. The caller holds the lock
+// of names, as do those of all that change them.
 func (w *writer) open() error {
-	if err := makeDir(w.opts.File); err != nil {
-		return err
-	}
 	f, err := openFile(w.opts.File, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return w.beginAfterLast(reasonFirst)
@@ -130,29 +100,6 @@ func (w *writer) check(f *os.File) error {
 	return nil
 }
 
-// takeOver leaves a file to the process that has it locked, and begins another.
-func (w *writer) takeOver(f *os.File, locked error) error {
-	defer f.Close()
-	if !errors.Is(locked, syscall.EWOULDBLOCK) {
-		return fmt.Errorf("lock: %w", locked)
-	}
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	t, err := readTail(f, info.Size())
-	if err != nil {
-		return err
-	}
-	name, err := w.rename()
-	if err != nil {
-		return err
-	}
-	w.last = t.last
-	w.log.Info("another process still writes the audit log", "file", name)
-	return w.begin(reasonHandover, name)
-}
-
 // goOn continues a file. What a crash left of a line is ended.
 func (w *writer) goOn(f *os.File) error {
 	info, err := f.Stat()
@@ -164,7 +111,7 @@ func (w *writer) goOn(f *os.File) error {
 	case err != nil:
 		f.Close()
 		return err
-	case t.size <= maxFirstLine && t.noLine && !t.ok: // a crash in the first line
+	case !t.ok && t.noLine && beginsFirstLine(f, t.size): // a crash in it
 		err := f.Truncate(0)
 		f.Close()
 		if err == nil {
@@ -182,6 +129,17 @@ func (w *writer) goOn(f *os.File) error {
 	w.use(f, t.size)
 	w.last, w.opened = t.last, firstTime(f)
 	return w.closeOff(t)
+}
+
+// beginsFirstLine reports whether a file without a newline is what a crash may leave of
+// a first line, and nothing of somebody else's.
+func beginsFirstLine(f io.ReaderAt, size int64) bool {
+	if size > maxFirstLine {
+		return false
+	}
+	start := make([]byte, min(size, int64(len(lineStart))))
+	_, err := f.ReadAt(start, 0)
+	return err == nil && strings.HasPrefix(lineStart, string(start))
 }
 
 // closeOff ends a line that a crash left.
@@ -203,52 +161,6 @@ func (w *writer) closeOff(t tail) (err error) {
 	return err
 }
 
-// rotate begins a new file. If that cannot be done now it is put off.
-func (w *writer) rotate(reason string) error {
-	if there, err := w.named(); err != nil || !there {
-		return cmp.Or(err, w.look())
-	}
-	name, err := w.rename()
-	if err != nil {
-		w.postpone = w.opts.now().Add(postponed)
-		w.log.Error("audit log cannot be rotated; it goes on", "error", err)
-		return nil
-	}
-	w.awaitSync()
-	if err := w.out.Sync(); err != nil {
-		w.log.Error("full file of the audit log may not be on disk whole", "file", name, "error", err)
-	}
-	w.close()
-	w.log.Info("audit log rotated", "file", name, "line", w.last.seq, "head", w.last.hash.String())
-	return w.begin(reason, name)
-}
-
-// putAside leaves a file that cannot be relied on any more.
-func (w *writer) putAside(reason string) {
-	w.close()
-	if err := w.beginBehind(reason); err != nil {
-		w.log.Error("cannot begin another file of the audit log", "error", err)
-	}
-}
-
-// beginBehind renames the file and begins another.
-func (w *writer) beginBehind(reason string) error {
-	name, err := w.rename()
-	if err != nil {
-		return err
-	}
-	return w.begin(reason, name)
-}
-
-// rename gives the file the name of a full one.
-func (w *writer) rename() (string, error) {
-	name, err := rotatedName(w.opts.File, w.opts.now())
-	if err != nil {
-		return "", err
-	}
-	return name, os.Rename(w.opts.File, name)
-}
-
 // beginAfterLast begins a file behind the last full one, if there is any.
 func (w *writer) beginAfterLast(reason string) error {
 	full, err := rotated(w.opts.File)
@@ -258,6 +170,7 @@ func (w *writer) beginAfterLast(reason string) error {
 	after := ""
 	if len(full) > 0 {
 		after = full[len(full)-1]
+		w.log.Warn("file of the audit log is not there, although full ones are; a new one is begun", "after", after)
 		if head, ok := headOf(after); ok && w.last.seq == 0 {
 			w.last = head
 		}
@@ -286,7 +199,7 @@ func (w *writer) begin(reason, after string) error {
 		w.close()
 		return errors.Join(err, os.Remove(w.opts.File))
 	}
-	w.last, w.opened, w.passed, w.dirty = last, now, false, true
+	w.last, w.opened, w.dirty = last, now, true
 	w.timer.Reset(w.opts.pause)
 	w.forget()
 	return syncDir(filepath.Dir(w.opts.File))
@@ -304,16 +217,19 @@ func (w *writer) forget() {
 }
 
 func (w *writer) use(f *os.File, size int64) {
-	w.f, w.out, w.size, w.reserved, w.looked = f, f, size, size, w.opts.now()
+	w.f, w.out, w.size, w.reserved, w.looked, w.passed = f, f, size, size, w.opts.now(), false
 	if w.opts.wrap != nil {
 		w.out = w.opts.wrap(f)
 	}
 }
 
-// close gives back the space that was reserved, and the lock.
+// close gives back the space that was reserved, and the lock. It takes the length that
+// the file has: if that is not ours, it is somebody's, or what a failed write left.
 func (w *writer) close() {
 	w.awaitSync()
-	_ = w.f.Truncate(w.size) // without it the space is lost until the file goes
+	if info, err := w.f.Stat(); err == nil {
+		_ = w.f.Truncate(info.Size()) // without it the space is lost until the file goes
+	}
 	w.f.Close()
 	w.f, w.out, w.dirty = nil, nil, false
 }

@@ -19,10 +19,10 @@ func (m *Mistake) Error() string { return fmt.Sprintf("%s:%d: %s", m.File, m.Lin
 
 // FileReport is what Verify found in a file.
 type FileReport struct {
-	File  string
+	File string
+	// Lines are whole, and Head is the hash of the last of them.
 	Lines int
-	// Head is the hash of the last whole line.
-	Head Hash
+	Head  Hash
 	// Notes are about what is odd and nobody's doing.
 	Notes []string
 }
@@ -69,11 +69,10 @@ func (v *verifier) file(name string) (FileReport, error) {
 	v.lines, v.report = lines, FileReport{File: name}
 	for first := true; ; first = false {
 		switch err := lines.next(); {
-		case errors.Is(err, io.EOF) && first:
-			v.note("is empty: the proxy was killed when it began it")
-			return v.report, nil
 		case errors.Is(err, io.EOF):
-			v.report.Lines, v.report.Head = lines.n, v.last.hash
+			if first {
+				v.note("is empty: the proxy was killed when it began it")
+			}
 			return v.report, nil
 		case err != nil:
 			return FileReport{}, err
@@ -110,9 +109,16 @@ func (v *verifier) line(first bool) error {
 	} else {
 		err = v.follows(l)
 	}
-	v.last = l
-	delete(v.missing, l.hash)
+	v.took(l)
 	return err
+}
+
+// took notes that a line is whole.
+func (v *verifier) took(l link) {
+	v.last = l
+	v.report.Lines++
+	v.report.Head = l.hash
+	delete(v.missing, l.hash)
 }
 
 // firstLine looks how a file goes on from the one before.
@@ -125,9 +131,15 @@ func (v *verifier) firstLine(l link) error {
 	case v.before == "" && e.After != "":
 		v.note("goes on from %s, which is not among the files", quoteText(e.After))
 		return nil
+	case v.before == "" && l.seq > 1:
+		v.note("begins with line %d (%s); the lines before it are not among the files", l.seq, quoteText(e.Reason))
+		return nil
 	case v.before == "":
 		return nil
 	case l.prev == v.last.hash:
+		if e.Reason == reasonFirst || e.Reason == reasonGone {
+			v.note("was begun behind %s since %s: a file between them may have been removed", filepath.Base(v.before), quoteText(e.Reason))
+		}
 		return nil
 	case e.Reason == reasonHandover:
 		// Whoever wrote the file before went on with it for a while.
@@ -192,8 +204,7 @@ func (v *verifier) torn() error {
 		return changed
 	}
 	v.note("line %d is what a crash left of a line; line %d says so", n, n+1)
-	v.last = l
-	delete(v.missing, l.hash)
+	v.took(l)
 	return nil
 }
 

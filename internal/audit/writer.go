@@ -35,9 +35,9 @@ type writer struct {
 	dirty   bool // written since the last sync began
 	syncing bool
 	synced  chan error // has room for one
-	// doubt says that a sync of f failed: what it holds may not be on disk, and no
-	// later sync tells.
-	doubt bool
+	// doubt is why a sync of f failed: what it holds may not be on disk, and no later
+	// sync tells. Nil if none did.
+	doubt error
 	told  time.Time // when the log last told of a fault
 }
 
@@ -83,7 +83,7 @@ func (w *writer) everySecond() {
 // mend brings the file to where it can be written again. One whose sync failed is
 // put aside, once, and its successor has to show that it can be synced.
 func (w *writer) mend() error {
-	if !w.doubt {
+	if w.doubt == nil {
 		return w.ready()
 	}
 	if w.f != nil && w.size > maxFirstLine {
@@ -95,7 +95,7 @@ func (w *writer) mend() error {
 	if err := w.out.Sync(); err != nil {
 		return err
 	}
-	w.doubt = false
+	w.doubt = nil
 	return nil
 }
 
@@ -111,6 +111,7 @@ func (w *writer) flush() {
 	for i := range written {
 		written[i].answer(w.faultOf(unsynced))
 	}
+	w.settle(written)
 	if err = cmp.Or(err, unsynced); err != nil {
 		w.failed(err, rest)
 		return
@@ -121,17 +122,21 @@ func (w *writer) flush() {
 // afterWrite makes durable what was written, now or soon.
 func (w *writer) afterWrite() error {
 	if w.opts.SyncAlways {
-		if err := w.out.Sync(); err != nil {
-			w.doubt = true
-			return err
-		}
-		return nil
+		return w.sync()
 	}
 	if !w.dirty && !w.syncing {
 		w.timer.Reset(w.opts.pause)
 	}
 	w.dirty = true
 	return nil
+}
+
+// sync returns when all that was written is on disk.
+func (w *writer) sync() error {
+	if w.doubt == nil {
+		w.doubt = w.out.Sync()
+	}
+	return w.doubt
 }
 
 // writeAll returns what could not be written.
@@ -177,9 +182,13 @@ func (w *writer) write(lines []byte) error {
 		w.size += int64(n)
 		return nil
 	}
-	if n > 0 && w.out.Truncate(w.size) != nil {
+	if n == 0 {
+		return err
+	}
+	if w.out.Truncate(w.size) != nil {
 		w.close() // open will see what is there
 	}
+	w.reserved = w.size // what was ahead is given back
 	return err
 }
 
@@ -197,7 +206,7 @@ func (w *writer) beginSync() {
 func (w *writer) hasSynced(err error) {
 	w.syncing = false
 	if err != nil {
-		w.doubt = true
+		w.doubt = err
 		w.failed(err, nil)
 		return
 	}
@@ -216,6 +225,7 @@ func (w *writer) awaitSync() {
 // finish writes what is left and closes the file.
 func (w *writer) finish() {
 	w.flush()
+	w.flush() // what was dropped meanwhile
 	w.awaitSync()
 	if w.f != nil {
 		if err := w.out.Sync(); err != nil {
@@ -256,13 +266,7 @@ func (w *writer) newFault(err error) *Fault {
 func (w *writer) failed(err error, rest []entry) {
 	f := w.newFault(err)
 	w.fault.Store(f)
-	for i := range rest {
-		rest[i].answer(f)
-	}
-	w.giveBack(rest)
-	w.mu.Lock()
-	w.room.Broadcast() // those who wait for room get none
-	w.mu.Unlock()
+	w.giveBack(rest, f)
 	if now := w.opts.now(); now.Sub(w.told) >= tellEvery {
 		w.told = now
 		w.log.Error("audit log cannot be written", "error", err, "since", f.Since, "builds_go_on", w.opts.Continue)
@@ -276,16 +280,9 @@ func (w *writer) works() {
 	if f == nil {
 		return
 	}
-	w.mu.Lock()
-	dropped := w.dropped
-	w.dropped = 0
-	w.mu.Unlock()
+	dropped := w.sayDropped(f.Err.Error())
 	w.told = time.Time{}
 	w.log.Info("audit log is written again", "since", f.Since, "dropped", dropped)
-	if dropped > 0 {
-		e := Event{Kind: Dropped, Count: dropped, Reason: f.Err.Error()}
-		w.giveBack([]entry{{at: w.opts.now(), body: appendEvent(nil, &e)}})
-	}
 	select {
 	case w.wake <- struct{}{}:
 	default:

@@ -80,6 +80,22 @@ func TestUpgradeAndRestartCostNoBuild(t *testing.T) {
 			t.Errorf("%s ran %d times", name, n)
 		}
 	}
+	wantBothProcessesInTheAuditLog(t, proxy.Host(), "upgraded", "new", "restarted")
+}
+
+// Guards against builds of the old process that nobody can prove, and against two
+// processes that break each other's chain.
+func wantBothProcessesInTheAuditLog(t *testing.T, host *testbed.Host, names ...string) {
+	t.Helper()
+	const audit = world.Binary + " audit "
+	if text := host.MustShell(t, audit+"verify --config "+world.ConfigFile); strings.Count(text, "lines are whole") != 2 || strings.Contains(text, "note: ") {
+		t.Errorf("audit verify: %s", text)
+	}
+	for _, name := range names {
+		if text := host.MustShell(t, audit+"grep --event build --drv="+name+".drv --config "+world.ConfigFile); strings.Count(text, "\n") != 1 || !strings.Contains(text, "result=Built") {
+			t.Errorf("build of %s: %q", name, text)
+		}
+	}
 }
 
 // soakBuilds is how many builds run at once while the proxy is replaced again and again,

@@ -97,7 +97,7 @@ const (
 	BuildLogLimit
 	BuildNoBuilder // none can run it, or none is left that did not fail
 	BuildQueueFull
-	BuildCanceled // nobody waits for it any more, or the proxy stops
+	BuildCanceled // nobody waits for it any more, an admin ended it, or the proxy stops
 	BuildError    // the proxy could not have it built
 )
 
