@@ -20,6 +20,8 @@ type Auditor interface {
 	Commit(audit.Event) error
 	// Fault is why nothing is to be done now that would have to be kept; nil: all may.
 	Fault() error
+	// Trouble is why nothing can be kept now, whatever follows from that; nil: it can.
+	Trouble() *audit.Fault
 }
 
 // noAudit keeps nothing.
@@ -28,6 +30,7 @@ type noAudit struct{}
 func (noAudit) Record(audit.Event)       {}
 func (noAudit) Commit(audit.Event) error { return nil }
 func (noAudit) Fault() error             { return nil }
+func (noAudit) Trouble() *audit.Fault    { return nil }
 
 // errNoAudit is what a client reads; what is wrong is in the log.
 var errNoAudit error = nix.Refuse("the proxy cannot write its audit log, and does nothing that it could not prove later; " +

@@ -51,6 +51,13 @@ func (l *auditBook) Fault() error {
 	return l.fault
 }
 
+func (l *auditBook) Trouble() *audit.Fault {
+	if err := l.Fault(); err != nil {
+		return &audit.Fault{Since: time.Now().Add(-time.Minute), Err: err}
+	}
+	return nil
+}
+
 func (l *auditBook) fail(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -319,6 +326,14 @@ func TestWithoutRoomForEventsNothingIsBuilt(t *testing.T) {
 	want("upload", alice.upload(t.Context(), newLabFile(labPath("input"), "x")))
 	_, err = alice.AddToStore(t.Context(), nix.Discard, nix.AddToStoreRequest{Name: "text", Method: nix.ContentAddressMethod{Method: nix.Text, Algo: nix.SHA256}}, strings.NewReader("x"))
 	want("text", err)
+	for _, said := range []string{"Audit log: CANNOT BE WRITTEN since ", "(1m0s): builds, uploads and jumps are refused", "\n  write /var/lib/nixbastion/audit/audit.jsonl: no space left on device\n"} {
+		if got := l.admin("status"); !strings.Contains(got, said) {
+			t.Errorf("the admin does not read %q in\n%s", said, got)
+		}
+	}
+	if s := l.proxy.state(); !s.AuditFailing {
+		t.Error("the metrics tell nothing")
+	}
 	if text, err := l.client("reader").read(t.Context(), labPath("before")); text != "built by b1" || err != nil {
 		t.Errorf("reading: %q, %v", text, err)
 	}

@@ -18,7 +18,7 @@ import (
 func (p *Proxy) state() metrics.State {
 	g := p.router.Gauges()
 	s := metrics.State{
-		Draining: p.Draining(), Ready: p.Ready() == nil,
+		Draining: p.Draining(), Ready: p.Ready() == nil, AuditFailing: p.audit.Trouble() != nil,
 		Front: p.front.state(), Refusals: p.refusals.byWord(), Cache: p.cacheState(),
 		Queue: metrics.Queue{Length: g.Waiting, Oldest: g.Oldest},
 	}

@@ -27,6 +27,8 @@ type statusAnswer struct {
 	Queue       []waitingStatus `json:"queue"`
 	// Policy is there for the admin alone.
 	Policy *policyStatus `json:"policy,omitempty"`
+	// Audit is there for the admin alone, while the audit log cannot be written.
+	Audit *auditStatus `json:"audit,omitempty"`
 	// Totals are for the admin alone.
 	Totals *totals `json:"totals,omitempty"`
 	// Refusals are how many were turned away, or made to wait, since the start, by the
@@ -105,6 +107,7 @@ func (p *Proxy) status(a *asker, args []string) (answer, error) {
 	}
 	if a.client == nil {
 		s.Policy = p.reloads.status(p.policy.Current())
+		s.Audit = p.auditStatus()
 		s.Totals = p.totals(a, time.Now())
 	}
 	s.addRefusals(a, p.Refusals())
@@ -205,6 +208,9 @@ func (s *statusAnswer) print(page *page) {
 	page.line("nixbastion %s, %s", s.Version, domainsText(s.Domains))
 	if s.Policy != nil {
 		s.Policy.print(page, time.Now())
+	}
+	if s.Audit != nil {
+		s.Audit.print(page, time.Now())
 	}
 	if s.Totals != nil {
 		s.Totals.print(page)

@@ -222,6 +222,7 @@ type recorder struct{ events []audit.Event }
 func (r *recorder) Record(e audit.Event)       { r.events = append(r.events, e) }
 func (r *recorder) Commit(e audit.Event) error { r.Record(e); return nil }
 func (r *recorder) Fault() error               { return nil }
+func (r *recorder) Trouble() *audit.Fault      { return nil }
 
 // Guards against commands that change something and leave no trace of who gave them.
 func TestCommandsOfTheAdminAreKept(t *testing.T) {

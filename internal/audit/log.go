@@ -158,11 +158,14 @@ func (l *Log) Commit(e Event) error {
 // Fault returns why nothing can be written now. It is nil if it can, and with
 // Continue.
 func (l *Log) Fault() error {
-	if f := l.fault.Load(); f != nil {
+	if f := l.Trouble(); f != nil {
 		return l.orContinue(f)
 	}
 	return nil
 }
+
+// Trouble returns why nothing can be written now, with Continue too. It is nil if it can.
+func (l *Log) Trouble() *Fault { return l.fault.Load() }
 
 func (l *Log) orContinue(err error) error {
 	if l.opts.Continue {

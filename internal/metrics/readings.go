@@ -10,6 +10,7 @@ var refusals = descOf("refusals_total", "Who was turned away, or made to wait, b
 var global = []reading[State]{
 	read("ready", "Whether the proxy takes clients (1), as /ready says.", func(s *State) float64 { return yes(s.Ready) }),
 	read("draining", "Whether the proxy begins nothing new and ends when what runs has ended (1), as /draining says.", func(s *State) float64 { return yes(s.Draining) }),
+	read("audit_failing", "Whether the audit log cannot be written (1).", func(s *State) float64 { return yes(s.AuditFailing) }),
 
 	read("ssh_connections", "Connections of clients that are open, logged in or not.", func(s *State) float64 { return num(s.Front.Connections) }),
 	read("ssh_logins_pending", "Connections that have not logged in yet.", func(s *State) float64 { return num(s.Front.Pending) }),

@@ -8,6 +8,8 @@ type State struct {
 	// Draining says that the proxy begins nothing new and ends when what runs has
 	// ended; Ready that it takes clients.
 	Draining, Ready bool
+	// AuditFailing says that the audit log cannot be written.
+	AuditFailing bool
 
 	Front Front
 	// Refusals are how many were turned away or made to wait, by what was
