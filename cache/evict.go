@@ -132,9 +132,9 @@ func (k *keeper) remove(keys []key, deferred map[key]int64) error {
 	return err
 }
 
-// take takes records away and returns how many bytes that frees: narinfos first, then their rows, then the NARs that
-// nothing names any more. A crash between leaves a row whose NAR is there, or a
-// NAR that the next scan removes.
+// take takes records away and returns how many bytes that frees: narinfos first, then
+// their rows, then the NARs that nothing names any more. A crash between leaves a row
+// whose NAR is there, or a NAR that the next scan removes.
 func (k *keeper) take(keys []key, deferred map[key]int64) (freed int64, err error) {
 	var errs []error
 	for _, key := range keys {
