@@ -150,7 +150,7 @@ func testRottenNAR(t *testing.T, p *pantry) {
 	wantText(t, "the second try", p.fails(p.client, fetch), "is not valid")
 	p.fails(p.host, "nix path-info --store "+cacheURI+" "+p.lib)
 	p.host.MustShell(t, "test $(ls "+world.StateDir+"/cache/quarantine | wc -l) = 1")
-	wantText(t, "cache info", p.admin("info"), "1 damaged NARs, 1 path dropped")
+	wantText(t, "cache info", p.admin("info"), "1 damaged NAR, 1 path dropped")
 	wantText(t, "cache verify", p.admin("verify"), "all are right")
 
 	p.client.MustShell(t, "nix-store --import </root/kept")

@@ -52,7 +52,7 @@ func TestReloadSendsAwayWhoIsRemovedAndNobodyElse(t *testing.T) {
 	const reload = world.Binary + " reload --config " + world.ConfigFile
 	res, err := proxy.Host().Shell(t.Context(), reload)
 	place := fmt.Sprintf("%s:%d:1: unknown key \"nonsense\"\n", world.ConfigFile, strings.Count(good, "\n")+1)
-	if err != nil || res.Status != 2 || !strings.HasPrefix(res.Stderr, place) {
+	if err != nil || res.Status != 78 || !strings.HasPrefix(res.Stderr, place) {
 		t.Errorf("a file with a mistake: %v, status %d\n%s%s", err, res.Status, res.Stdout, res.Stderr)
 	}
 	wantText(t, "status", status(t, proxy), "REFUSED", strings.TrimSpace(place))
