@@ -104,6 +104,23 @@ func TestRecencySurvivesARestart(t *testing.T) {
 	}
 }
 
+// Guards against a path that counts as old though it was used just now, since the look
+// for what the index lacks came by.
+func TestRecencySurvivesALookForStrays(t *testing.T) {
+	c := openCache(t, Options{Dir: newDir(t), Size: 20 * unit, Now: ticks()})
+	one := filler(t, c, "used", 1)[0]
+	one.holds(t, c, "team")
+	k := keyOf("team", one.info.Path)
+	c.keeper.do(func() {
+		if err := c.keeper.adopt([]key{k}); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, is := c.takeTouched()[k]; !is {
+		t.Error("nobody knows any more that it was used")
+	}
+}
+
 // Guards against a path that is answered though its closure is gone: what others
 // refer to goes last, however long ago it was used itself.
 func TestReferrersGoBeforeReferences(t *testing.T) {

@@ -150,6 +150,7 @@ func (c *Cache) adopt(ctx context.Context, keys []key) error {
 
 func (k *keeper) adopt(keys []key) error {
 	now := k.c.now().UnixNano()
+	var adopted []key
 	done, err := k.c.index.update(func(t *indexTx) error {
 		for _, key := range keys {
 			rec := k.adoptable(t, key)
@@ -159,12 +160,13 @@ func (k *keeper) adopt(keys []key) error {
 			if err := t.put(key, &row{record: *rec, lastUse: now}); err != nil {
 				return err
 			}
+			adopted = append(adopted, key)
 		}
 		return nil
 	})
 	if err == nil {
 		k.c.applied(done)
-		k.c.forget(keys)
+		k.c.forget(adopted)
 	}
 	return err
 }
