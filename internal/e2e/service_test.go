@@ -45,6 +45,7 @@ func TestServiceOfSystemd(t *testing.T) {
 			t.Run("reload", func(t *testing.T) { s.with(t).reloads() })
 			t.Run("upgrade", func(t *testing.T) { s.with(t).upgrades() })
 			t.Run("restart", func(t *testing.T) { s.with(t).restarts() })
+			t.Run("mistakes", func(t *testing.T) { s.with(t).doesNotStartWithMistakes() })
 			t.Run("watchdog", func(t *testing.T) { s.with(t).isWatched() })
 			t.Run("stop", func(t *testing.T) { s.with(t).stops() })
 		})
@@ -244,6 +245,23 @@ func (s served) restarts() {
 	if n := timesRun(s.t, s.builder, "restarted"); n != 1 {
 		s.t.Errorf("the build ran %d times", n)
 	}
+}
+
+// A start with mistakes fails once, and says where they are; mended, it starts at once.
+func (s served) doesNotStartWithMistakes() {
+	s.shell("systemctl stop nixbastion.socket nixbastion && cp /etc/nixbastion/config.yaml /tmp/good && echo 'nonsense: 1' >>/etc/nixbastion/config.yaml")
+	if got := s.shell("systemctl start nixbastion 2>/dev/null; echo $?"); got != "1\n" {
+		s.t.Errorf("it starts with a mistake: %s", got)
+	}
+	s.shell("sleep 3") // three times RestartSec
+	if got := s.property("NRestarts") + " " + s.property("ActiveState") + " " + s.property("ExecMainStatus"); got != "0 failed 78" {
+		s.t.Errorf("after a start with a mistake: %s", got)
+	}
+	if got := s.shell("journalctl -u nixbastion -o cat -n 20"); !strings.Contains(got, `unknown key "nonsense"`) {
+		s.t.Errorf("the journal says:\n%s", got)
+	}
+	s.shell("cp /tmp/good /etc/nixbastion/config.yaml && systemctl start nixbastion.socket nixbastion")
+	build(s.t, s.host, testbed.Derivation{Name: "after-mistakes"})
 }
 
 // A process that stands still is ended and started anew; one that works is not.
