@@ -20,7 +20,8 @@ const (
 	// Client runs nix-daemon, and never builds by itself (max-jobs = 0).
 	Client
 	// Systemd runs systemd as its first process, with the units of its Debian, and
-	// no other daemon: a host for the proxy as a service. It needs a control group.
+	// no other daemon: a host for the proxy as a service. Where the machine has no
+	// hierarchy of control groups of version 2 mounted, empty ones of its stay behind.
 	Systemd
 )
 
