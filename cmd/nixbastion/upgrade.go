@@ -59,10 +59,8 @@ func findProgram(name string) (string, error) {
 type successor struct {
 	*lines
 	process *os.Process
-	// descriptor is a pidfd: the number may be another's once it was waited for.
-	descriptor int
-	ended      chan struct{} // closed when it has ended; status is how
-	status     string
+	ended   chan struct{} // closed when it has ended; status is how
+	status  string
 }
 
 // startSuccessor runs the program with our arguments and sockets.
@@ -97,14 +95,13 @@ func (s *server) startSuccessor() (*successor, error) {
 	}
 	environment = append(environment, handOverVariable+"="+handOverVersion+" "+strconv.Itoa(len(files)))
 	files = append(files, uintptr(theirs))
-	descriptor := -1
 	pid, err := syscall.ForkExec(programPath, append([]string{programPath}, os.Args[1:]...),
-		&syscall.ProcAttr{Env: environment, Files: files, Sys: &syscall.SysProcAttr{Cloneflags: cloneFlags(), PidFD: &descriptor}})
+		&syscall.ProcAttr{Env: environment, Files: files, Sys: &syscall.SysProcAttr{Cloneflags: cloneFlags()}})
 	if err != nil {
 		ours.Close()
 		return nil, fmt.Errorf("start %s: %w", programPath, err)
 	}
-	next := &successor{lines: newLines(ours), descriptor: descriptor, ended: make(chan struct{})}
+	next := &successor{lines: newLines(ours), ended: make(chan struct{})}
 	next.process, _ = os.FindProcess(pid) // which never fails here
 	go next.watch()
 	return next, nil
@@ -120,17 +117,19 @@ func cloneFlags() uintptr {
 	return syscall.CLONE_PARENT
 }
 
-// watch sees the process end.
+// watch sees the process end, also if it is another's child, for which Wait does not wait.
 func (n *successor) watch() {
 	defer close(n.ended)
-	poll := []unix.PollFd{{Fd: int32(n.descriptor), Events: unix.POLLIN}}
-	for {
-		if _, err := unix.Poll(poll, -1); !errors.Is(err, unix.EINTR) {
-			break
+	_ = n.process.WithHandle(func(pidfd uintptr) { // an error: it has ended, or Wait alone must do
+		poll := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+		for {
+			if _, err := unix.Poll(poll, -1); !errors.Is(err, unix.EINTR) {
+				return
+			}
 		}
-	}
+	})
 	n.status = "it ended"
-	if state, err := n.process.Wait(); err == nil { // not if it is another's child
+	if state, err := n.process.Wait(); err == nil { // of our own alone
 		n.status = "it ended with " + state.String()
 	}
 }
@@ -286,9 +285,8 @@ func (n *successor) end() {
 	select {
 	case <-n.ended:
 	case <-time.After(successorEnd):
-		_ = unix.PidfdSendSignal(n.descriptor, unix.SIGKILL, nil, 0) // it may just have ended
+		_ = n.process.Kill() // it may just have ended
 		<-n.ended
 	}
 	n.conn.Close()
-	unix.Close(n.descriptor)
 }
