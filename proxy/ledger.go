@@ -53,17 +53,15 @@ type ledger struct {
 func openLedger(dir string, others func() bool, live *policy.Live, builds *inflight, log *slog.Logger) (*ledger, error) {
 	l := &ledger{
 		files: recordFiles{dir: dir, log: log}, policy: live, inflight: builds, log: log,
-		keeping: make(chan struct{}, maxKeeping), writing: make(chan struct{}, 1), open: map[string]*ledgerEntry{}, others: others,
-	}
-	if l.others() {
-		l.looking = true
+		keeping: make(chan struct{}, maxKeeping), writing: make(chan struct{}, 1), open: map[string]*ledgerEntry{},
+		others: others, looking: others(),
 	}
 	if err := l.files.open(!l.looking); err != nil {
 		return nil, err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.readLocked()
+	l.readLocked(!l.looking)
 	l.pruneLocked()
 	return l, nil
 }
@@ -152,10 +150,10 @@ func (l *ledger) lookLocked() {
 	if !l.others() {
 		l.looking, l.files.seen = false, time.Time{} // for the last time, and whatever was seen
 	}
-	l.readLocked()
+	l.readLocked(false)
 }
 
-func (l *ledger) readLocked() {
+func (l *ledger) readLocked(clearing bool) {
 	known := map[string]bool{}
 	for _, r := range l.ended {
 		known[r.ID] = true
@@ -163,7 +161,7 @@ func (l *ledger) readLocked() {
 	for id := range l.open {
 		known[id] = true
 	}
-	for _, r := range l.files.news(known) {
+	for _, r := range l.files.news(known, clearing) {
 		l.insertLocked(r)
 	}
 }

@@ -27,9 +27,6 @@ const maxRecordSize = 256 << 10
 type recordFiles struct {
 	dir string
 	log *slog.Logger
-	// clearing says that nobody else writes there, and that what cannot be read is left
-	// from a crash: its log would count for no limit.
-	clearing bool
 	// seen is when the directory was changed before it was read last.
 	seen time.Time
 }
@@ -45,7 +42,7 @@ func (f *recordFiles) open(alone bool) error {
 	if err := os.MkdirAll(f.dir, 0o700); err != nil {
 		return fmt.Errorf("make directory of builds: %w", err)
 	}
-	if f.clearing = alone; !alone {
+	if !alone {
 		return nil
 	}
 	left, err := filepath.Glob(filepath.Join(f.dir, "*.tmp"))
@@ -126,14 +123,14 @@ func (f *recordFiles) remove(id string) {
 
 var recordName = regexp.MustCompile(`^([0-9a-z]{6})\.json$`)
 
-// news returns the records that are not known, if something has changed. The caller
-// sees to it that it is called once at a time.
-func (f *recordFiles) news(known map[string]bool) []*buildRecord {
+// news returns the records that are not known, if something has changed. With clearing
+// nobody else writes there, and what is no record is left from a crash and goes: its log
+// would count for no limit. The caller sees to it that it is called once at a time.
+func (f *recordFiles) news(known map[string]bool, clearing bool) []*buildRecord {
 	info, err := os.Stat(f.dir)
 	if err != nil || info.ModTime().Equal(f.seen) {
 		return nil
 	}
-	defer func() { f.clearing = false }() // the first time is at the start
 	f.seen = info.ModTime()
 	files, err := os.ReadDir(f.dir)
 	if err != nil {
@@ -148,7 +145,7 @@ func (f *recordFiles) news(known map[string]bool) []*buildRecord {
 		}
 		r, err := f.read(m[1])
 		if err != nil {
-			clear := f.clearing && errors.Is(err, errNoRecord)
+			clear := clearing && errors.Is(err, errNoRecord)
 			if clear {
 				f.remove(m[1])
 			}
@@ -195,8 +192,9 @@ func (f *recordFiles) copyLog(id string, do func(piece []byte, more bool) error)
 	for {
 		piece, more, err := lines.ReadLine()
 		if err == nil {
-			piece = append(rest, piece...)
-			rest = nil
+			if len(rest) > 0 {
+				piece, rest = append(rest, piece...), nil
+			}
 			if n := wholeRunes(piece); more {
 				piece, rest = piece[:n], slices.Clone(piece[n:])
 			}
