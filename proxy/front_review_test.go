@@ -215,17 +215,20 @@ func TestConnectionsThatFinishTheirWorkDoNothingElse(t *testing.T) {
 	})
 }
 
+// working has every command be work that is finished before its client goes.
+func working(o *FrontOptions) {
+	reviewing(true)(o)
+	o.Exec = func(_ context.Context, x *Exec) int {
+		x.Working.Add(1)
+		defer x.Working.Add(-1)
+		return runTestCommand(context.Background(), x)
+	}
+}
+
 // Guards against a connection that lives on although it has to go at once, since a look
 // whether its work is done was on the way.
 func TestEndAtOnceIsNotPutOff(t *testing.T) {
-	inMemory(t, func(o *FrontOptions) {
-		reviewing(true)(o)
-		o.Exec = func(_ context.Context, x *Exec) int {
-			x.Working.Add(1)
-			defer x.Working.Add(-1)
-			return runTestCommand(context.Background(), x)
-		}
-	}, func(s *site) {
+	inMemory(t, working, func(s *site) {
 		client := s.login("nix", testKey("alice"))
 		ch, requests := s.channel(client)
 		go ssh.DiscardRequests(requests)
@@ -253,14 +256,7 @@ func TestEndAtOnceIsNotPutOff(t *testing.T) {
 
 // Guards against a connection that is sent away although its key came back meanwhile.
 func TestWhoIsLetInAgainStays(t *testing.T) {
-	inMemory(t, func(o *FrontOptions) {
-		reviewing(true)(o)
-		o.Exec = func(_ context.Context, x *Exec) int {
-			x.Working.Add(1)
-			defer x.Working.Add(-1)
-			return runTestCommand(context.Background(), x)
-		}
-	}, func(s *site) {
+	inMemory(t, working, func(s *site) {
 		client := s.login("nix", testKey("alice"))
 		ch, requests := s.channel(client)
 		go ssh.DiscardRequests(requests)

@@ -134,8 +134,8 @@ var adminQuestions = []string{"status", "queue", "builds", "log", "who", "why", 
 // AskAdmin answers the admin, who may learn all. Words are a question and what follows.
 // The answer is written piece by piece: an error behind the first piece leaves it
 // incomplete. The error may be a [UsageError]. With --watch and --follow it goes on
-// until ctx ends or out fails; the error is [ErrStops] if that is why ctx ended. Out may have a method Flush, which is called when there
-// is nothing more for now.
+// until ctx ends or out fails; the error is [ErrStops] if that is why ctx ended. Out may
+// have a method Flush, which is called when there is nothing more for now.
 func (p *Proxy) AskAdmin(ctx context.Context, out io.Writer, words []string, look Look) error {
 	if len(words) == 0 || !slices.Contains(adminQuestions, words[0]) {
 		return usage("there is %s", strings.Join(adminQuestions, ", "))

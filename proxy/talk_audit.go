@@ -1,8 +1,6 @@
 package proxy
 
-import (
-	"time"
-)
+import "time"
 
 // auditStatus says that the audit log cannot be written.
 type auditStatus struct {

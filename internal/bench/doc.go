@@ -2,8 +2,8 @@
 // hosts of internal/testbed: a client that goes straight to the builder's sshd
 // and nix-daemon, one that goes through HAProxy, and one that goes through a hub
 // (a nix-daemon with builders of its own). One trivial build is compared with a proxy
-// without an audit log, too. It prints a table, and whether the
-// project's targets are met:
+// without an audit log, too. It prints a table, and whether the project's targets are
+// met:
 //
 //	make bench
 //	NIXBASTION_BIN=$PWD/bin/nixbastion go run ./internal/bench -only ping,build -rounds 9

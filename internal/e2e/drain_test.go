@@ -13,13 +13,7 @@ import (
 // elsewhere, he can wait for the moment to switch it off, and a restart of the proxy
 // changes none of it. Guards against builds that a repair of a builder costs.
 func TestDrainedBuilderIsLeftInPeace(t *testing.T) {
-	bed := testbed.ForTest(t)
-	key := bed.UserKey("alice")
-	hosts := bed.MustStart(t,
-		testbed.HostSpec{Name: "b1", Kind: testbed.Builder},
-		testbed.HostSpec{Name: "b2", Kind: testbed.Builder},
-		testbed.HostSpec{Name: "client", Kind: testbed.Client, Keys: []testbed.Key{key}})
-	builders, client := hosts[:2], hosts[2]
+	bed, key, builders, client := twoBuilders(t)
 	proxy := startProxy(t, bed, world.ProxySpec{
 		Builders:   []world.Builder{{Host: builders[0], MaxJobs: 2, SpeedFactor: 2}, {Host: builders[1], MaxJobs: 2}},
 		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},
@@ -85,13 +79,7 @@ func established(t *testing.T, host *testbed.Host) bool {
 // there any more, and nobody says that nothing runs there while it may have builds.
 // Guards against a builder that is switched off under a build.
 func TestDrainReachesTheOldProcess(t *testing.T) {
-	bed := testbed.ForTest(t)
-	key := bed.UserKey("alice")
-	hosts := bed.MustStart(t,
-		testbed.HostSpec{Name: "b1", Kind: testbed.Builder},
-		testbed.HostSpec{Name: "b2", Kind: testbed.Builder},
-		testbed.HostSpec{Name: "client", Kind: testbed.Client, Keys: []testbed.Key{key}})
-	builders, client := hosts[:2], hosts[2]
+	bed, key, builders, client := twoBuilders(t)
 	proxy := startProxy(t, bed, world.ProxySpec{
 		Builders:   []world.Builder{{Host: builders[0], SpeedFactor: 2}, {Host: builders[1]}},
 		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},

@@ -40,13 +40,7 @@ func ask(t *testing.T, host *testbed.Host, path string) string {
 // The numbers of the proxy are those of real builds, on the machine itself and nowhere
 // else. Guards against a dashboard that shows another world than there is.
 func TestMetricsTellOfRealBuilds(t *testing.T) {
-	bed := testbed.ForTest(t)
-	key := bed.UserKey("alice")
-	hosts := bed.MustStart(t,
-		testbed.HostSpec{Name: "b1", Kind: testbed.Builder},
-		testbed.HostSpec{Name: "b2", Kind: testbed.Builder},
-		testbed.HostSpec{Name: "client", Kind: testbed.Client, Keys: []testbed.Key{key}})
-	builders, client := hosts[:2], hosts[2]
+	bed, key, builders, client := twoBuilders(t)
 	spec := world.ProxySpec{
 		Builders:   []world.Builder{{Host: builders[0], MaxJobs: 2, SpeedFactor: 2}, {Host: builders[1], Systems: []string{"riscv64-linux"}}},
 		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},

@@ -60,6 +60,18 @@ func tail(text string) string {
 // expressions counts the files that tests write, so that none is written twice.
 var expressions atomic.Int64
 
+// twoBuilders starts the builders b1 and b2 and a client with the key of alice.
+func twoBuilders(t *testing.T) (bed *testbed.Bed, key testbed.Key, builders []*testbed.Host, client *testbed.Host) {
+	t.Helper()
+	bed = testbed.ForTest(t)
+	key = bed.UserKey("alice")
+	hosts := bed.MustStart(t,
+		testbed.HostSpec{Name: "b1", Kind: testbed.Builder},
+		testbed.HostSpec{Name: "b2", Kind: testbed.Builder},
+		testbed.HostSpec{Name: "client", Kind: testbed.Client, Keys: []testbed.Key{key}})
+	return bed, key, hosts[:2], hosts[2]
+}
+
 // writeExpression puts derivations into a file on a client.
 func writeExpression(t *testing.T, client *testbed.Host, derivations ...testbed.Derivation) (file string) {
 	t.Helper()

@@ -16,13 +16,7 @@ import (
 // hang up.
 func TestSoakSilentPeers(t *testing.T) {
 	onlyInSoak(t)
-	bed := testbed.ForTest(t)
-	key := bed.UserKey("alice")
-	hosts := bed.MustStart(t,
-		testbed.HostSpec{Name: "b1", Kind: testbed.Builder},
-		testbed.HostSpec{Name: "b2", Kind: testbed.Builder},
-		testbed.HostSpec{Name: "client", Kind: testbed.Client, Keys: []testbed.Key{key}})
-	builders, client := hosts[:2], hosts[2]
+	bed, key, builders, client := twoBuilders(t)
 	proxy := startProxy(t, bed, world.ProxySpec{
 		Builders:   []world.Builder{{Host: builders[0]}, {Host: builders[1]}},
 		Principals: []world.Principal{{Name: "alice", Keys: []testbed.Key{key}}},
