@@ -12,7 +12,9 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -95,6 +97,24 @@ func (s *stand) loads(times int) {
 	}
 }
 
+// wantNoneLeft wants the program of a failed upgrade that does not end by itself to be
+// gone.
+func (s *stand) wantNoneLeft() {
+	s.Helper()
+	found, err := filepath.Glob(s.file("*.pid"))
+	if err != nil || len(found) != 1 {
+		s.Fatalf("numbers of processes: %v, %v", found, err)
+	}
+	text, err := os.ReadFile(found[0])
+	if err != nil {
+		s.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || !ended(pid) {
+		s.Errorf("process %d of a failed upgrade is left, %v", pid, err)
+	}
+}
+
 // Guards against an upgrade that ends in nothing: a program that does not start, or does
 // not take this policy, leaves the old process as it was, and the admin reads why.
 func TestAFailedUpgradeChangesNothing(t *testing.T) {
@@ -118,7 +138,7 @@ func TestAFailedUpgradeChangesNothing(t *testing.T) {
 		{"killed", script("killed", "kill -9 $$"), "", "it ended; the log has its reason"},
 		{"no program", s.file("missing"), "", "no such file or directory"},
 		{"crash behind the store", script("late", `printf 'open\n' >&5; read -r line <&5; exit 9`), "", "it ended; the log has its reason"},
-		{"other words", script("other", `printf 'hello\n' >&5; exec sleep 60`), "", `it said "hello"`},
+		{"other words", script("other", `echo $$ >"$0.pid"; printf 'hello\n' >&5; exec sleep 60`), "", `it said "hello"`},
 	} {
 		s.link(c.program)
 		s.writePolicy(c.policy)
@@ -130,6 +150,7 @@ func TestAFailedUpgradeChangesNothing(t *testing.T) {
 			t.Errorf("%s: a client: %v", c.name, err)
 		}
 	}
+	s.wantNoneLeft()
 	s.link(self)
 	s.writePolicy("")
 	if _, err := s.upgrade(); err != nil {
