@@ -254,7 +254,7 @@ func daemonOf(store nix.Store, opts worker.ServeOptions) program {
 type fakeStore struct {
 	nix.Store
 	// build answers BuildDerivation. Nil waits until the client is gone.
-	build func(ctx context.Context) (*nix.BuildResult, error)
+	build func(ctx context.Context, log nix.Logger) (*nix.BuildResult, error)
 
 	mu    sync.Mutex
 	roots []nix.StorePath
@@ -275,9 +275,9 @@ func (s *fakeStore) NarFromPath(context.Context, nix.StorePath) (io.ReadCloser, 
 	return nil, nix.ErrNotFound
 }
 
-func (s *fakeStore) BuildDerivation(ctx context.Context, _ nix.Logger, _ nix.StorePath, _ *nix.BasicDerivation, _ nix.BuildMode) (*nix.BuildResult, error) {
+func (s *fakeStore) BuildDerivation(ctx context.Context, log nix.Logger, _ nix.StorePath, _ *nix.BasicDerivation, _ nix.BuildMode) (*nix.BuildResult, error) {
 	if s.build != nil {
-		return s.build(ctx)
+		return s.build(ctx, log)
 	}
 	<-ctx.Done()
 	return nil, ctx.Err()

@@ -231,7 +231,7 @@ func TestConnectionCutInAnOperation(t *testing.T) {
 func TestDaemonThatDiesInAnOperation(t *testing.T) {
 	inWorld(t, func(f *fakeBuilder, _ *target, _ *Options) {
 		f.programs[daemonCommand] = func(p *fakeProcess) uint32 {
-			store := &fakeStore{build: func(context.Context) (*nix.BuildResult, error) {
+			store := &fakeStore{build: func(context.Context, nix.Logger) (*nix.BuildResult, error) {
 				io.WriteString(p.Stderr(), "error: out of \x1b[31mmemory\n")
 				p.exit(137)
 				p.Close()
@@ -252,7 +252,7 @@ func TestDaemonThatDiesInAnOperation(t *testing.T) {
 // Guards against a failure that the daemon reports being taken for the builder's.
 func TestReportedErrorIsNotTheBuildersFault(t *testing.T) {
 	inWorld(t, func(f *fakeBuilder, _ *target, _ *Options) {
-		f.programs[daemonCommand] = daemonOf(&fakeStore{build: func(context.Context) (*nix.BuildResult, error) {
+		f.programs[daemonCommand] = daemonOf(&fakeStore{build: func(context.Context, nix.Logger) (*nix.BuildResult, error) {
 			return nil, nix.Refuse("no such platform")
 		}}, worker.ServeOptions{})
 	}, func(w *world) {

@@ -145,7 +145,7 @@ func TestLocalSessionEndsWithItsProcess(t *testing.T) {
 	ending, ended := make(chan struct{}), make(chan struct{})
 	building := make(chan struct{})
 	d := startDaemon(t, func(d *localDaemon) {
-		d.store = &fakeStore{build: func(ctx context.Context) (*nix.BuildResult, error) {
+		d.store = &fakeStore{build: func(ctx context.Context, _ nix.Logger) (*nix.BuildResult, error) {
 			close(building)
 			<-ctx.Done() // the hang-up
 			close(ending)

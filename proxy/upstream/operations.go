@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"io"
 
 	"nixbastion/internal/nix"
@@ -51,10 +52,17 @@ func (s *Session) AddMultipleToStore(ctx context.Context, log nix.Logger, src ni
 	return s.fault(s.d.client.AddMultipleToStore(ctx, log, src, opts))
 }
 
-// BuildDerivation implements [nix.Store].
+// BuildDerivation implements [nix.Store]. A build that is given up before it has begun
+// is ended when it has, or after a second: a daemon that is starting it could not.
 func (s *Session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath nix.StorePath, drv *nix.BasicDerivation, mode nix.BuildMode) (*nix.BuildResult, error) {
 	s.d.roots += len(drv.Outputs)
-	result, err := s.d.client.BuildDerivation(ctx, log, drvPath, drv, mode)
+	_, announced := s.d.client.(*serveClient)
+	later, log, stop := heeding(ctx, log, announced)
+	defer stop()
+	result, err := s.d.client.BuildDerivation(later, log, drvPath, drv, mode)
+	if errors.Is(err, context.Canceled) {
+		err = ctx.Err()
+	}
 	return result, s.fault(err)
 }
 
