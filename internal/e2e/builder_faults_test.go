@@ -26,15 +26,15 @@ type ward struct {
 	running  string // name of the build that is about to survive
 }
 
-// garbler is nix-daemon until garbageFile is there on its host, which it then says
+// garbler is nix-daemon until garbageFile has something on its host, which it then says
 // in the middle of whatever it was saying, and first to whoever comes later.
 const (
 	garbler     = "/usr/local/bin/garbler"
 	garbageFile = "/tmp/garbage"
 	garblerText = `#!/bin/sh
-test ! -e ` + garbageFile + ` || cat ` + garbageFile + `
+test ! -s ` + garbageFile + ` || cat ` + garbageFile + `
 ( while kill -0 $$ 2>/dev/null; do
-    test ! -e ` + garbageFile + ` || { cat ` + garbageFile + `; exit; }
+    test ! -s ` + garbageFile + ` || { cat ` + garbageFile + `; exit; }
     sleep 0.05
   done ) &
 exec nix-daemon --stdio

@@ -96,28 +96,37 @@ func buildTop(pid int) string {
 // Freeze stops every process of the host where it stands: its kernel still
 // answers the network, its programs do not. Thaw lets them go on.
 func (h *Host) Freeze() error {
+	told := map[int]bool{}
+	// One that waits in the kernel stops when it comes back from there. It may never
+	// do so: the parent of a vfork waits for a child that is stopped.
+	stopped := func(pid int, state string) bool {
+		return state == "T" || state == "Z" || state == "D" && told[pid]
+	}
 	// Those that still ran may have started others meanwhile.
 	for {
-		running, err := h.processesInState(func(state string) bool { return state != "T" && state != "Z" })
+		running, err := h.processesInState(func(pid int, state string) bool { return !stopped(pid, state) })
 		if err != nil || len(running) == 0 {
 			return err
 		}
 		if err := signalAll(running, syscall.SIGSTOP); err != nil {
 			return err
 		}
+		for _, pid := range running {
+			told[pid] = true
+		}
 	}
 }
 
 // Thaw undoes Freeze.
 func (h *Host) Thaw() error {
-	stopped, err := h.processesInState(func(state string) bool { return state == "T" })
+	stopped, err := h.processesInState(func(_ int, state string) bool { return state == "T" || state == "D" })
 	if err != nil {
 		return err
 	}
 	return signalAll(stopped, syscall.SIGCONT)
 }
 
-func (h *Host) processesInState(match func(state string) bool) ([]int, error) {
+func (h *Host) processesInState(match func(pid int, state string) bool) ([]int, error) {
 	all, err := h.Processes()
 	if err != nil {
 		return nil, err
@@ -125,7 +134,7 @@ func (h *Host) processesInState(match func(state string) bool) ([]int, error) {
 	var pids []int
 	for _, p := range all {
 		// One that has ended meanwhile has no state.
-		if fields := statFields(p.PID); fields != nil && match(fields[0]) {
+		if fields := statFields(p.PID); fields != nil && match(p.PID, fields[0]) {
 			pids = append(pids, p.PID)
 		}
 	}
