@@ -102,8 +102,10 @@ func (l buildLimits) explain(result *nix.BuildResult, builder string) {
 	}
 	whose := fmt.Sprintf("a limit of builder '%s' itself", builder)
 	said, _, _ := strings.Cut(plainText(result.ErrorMsg), "\n")
+	said = strings.TrimSpace(said)
 	for _, e := range l.all() {
-		if e.words != "" && strings.HasSuffix(strings.TrimSpace(said), e.words) {
+		alike := strings.TrimSuffix(e.words, " of silence") // Nix 2.34 says no more of either limit of time
+		if e.words != "" && (strings.HasSuffix(said, e.words) || e.byPolicy && strings.HasSuffix(said, alike)) {
 			whose = e.whose()
 		}
 	}

@@ -142,7 +142,12 @@ func TestWhoseLimitABuilderKeptIsSaid(t *testing.T) {
 			t.Errorf("%q, want %q", result.ErrorMsg, want)
 		}
 	}
-	result := nix.Failure(nix.StatusPermanentFailure, "failed")
+	limits.policy.MaxSilent = 2 * time.Second
+	result := nix.Failure(nix.StatusTimedOut, "timed out after 2 seconds") // as Nix 2.34 says of silence
+	if limits.explain(result, "b1"); !strings.HasSuffix(result.ErrorMsg, "(max_silent of build_limits in the proxy's policy)") {
+		t.Errorf("%q, want the policy's limit of silence", result.ErrorMsg)
+	}
+	result = nix.Failure(nix.StatusPermanentFailure, "failed")
 	if limits.explain(result, "b1"); result.ErrorMsg != "failed" {
 		t.Errorf("another failure became %q", result.ErrorMsg)
 	}

@@ -9,16 +9,16 @@ import (
 )
 
 const (
-	// heedTimeout is how long a build that is given up may run on before its session
-	// is ended at whatever moment.
+	// heedTimeout is how long the beginning of a build is waited for since it was asked
+	// for, and its silence since it was given up. After that its session is ended at
+	// whatever moment.
 	heedTimeout = time.Second
 	// heedPause is for how long a daemon must have been silent to be taken for one
 	// that only waits for the build.
 	heedPause = 50 * time.Millisecond
 )
 
-// giveUp puts off the end of a build's context until the builder's daemon heeds it, or
-// for heedTimeout.
+// giveUp puts off the end of a build's context until the builder's daemon heeds it.
 //
 // A daemon that sees its client hang up interrupts itself, and there are two moments
 // in which that comes to nothing and leaves a build that runs on, with its locks and
@@ -31,9 +31,11 @@ const (
 // is silent, before its session is ended; and one that is never silent wakes its daemon
 // with every line.
 type giveUp struct {
-	log nix.Logger
+	given context.Context // ends when the build is given up
+	log   nix.Logger      // gets nothing any more after that
 	// announced says that the activity of the build comes from us.
 	announced bool
+	asked     time.Time
 	begun     chan struct{} // closed when the build has begun
 	told      atomic.Bool   // begun is closed
 	heard     atomic.Int64  // when something was said last, in ns since 1970
@@ -45,7 +47,7 @@ func heeding(ctx context.Context, log nix.Logger, announced bool) (_ context.Con
 	if ctx.Err() != nil {
 		return ctx, log, func() {}
 	}
-	g := &giveUp{log: log, announced: announced, begun: make(chan struct{})}
+	g := &giveUp{given: ctx, log: log, announced: announced, asked: time.Now(), begun: make(chan struct{})}
 	later, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	off := context.AfterFunc(ctx, func() {
 		g.await(later)
@@ -63,6 +65,7 @@ func (g *giveUp) await(answered context.Context) {
 	defer cancel()
 	select {
 	case <-g.begun:
+	case <-time.After(time.Until(g.asked.Add(heedTimeout))):
 	case <-limit.Done():
 	}
 	for limit.Err() == nil {
@@ -79,7 +82,9 @@ func (g *giveUp) Log(m nix.LogMessage) {
 	if g.begins(m) && !g.told.Swap(true) {
 		close(g.begun)
 	}
-	g.log.Log(m)
+	if g.given.Err() == nil {
+		g.log.Log(m)
+	}
 }
 
 // begins reports whether a message is a sign of a build that runs.

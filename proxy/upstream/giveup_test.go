@@ -25,11 +25,11 @@ func TestBuildIsGivenUpWhenItsDaemonHeedsIt(t *testing.T) {
 		says func(say func(at time.Duration, m nix.LogMessage))
 		ends time.Duration // after it was asked for
 	}{
-		"it has begun":        {func(say func(time.Duration, nix.LogMessage)) { say(given/2, start) }, given},
-		"it begins later":     {func(say func(time.Duration, nix.LogMessage)) { say(2*given, start) }, 2*given + heedPause},
-		"it never begins":     {func(say func(time.Duration, nix.LogMessage)) {}, given + heedTimeout},
-		"it has just spoken":  {func(say func(time.Duration, nix.LogMessage)) { say(given-heedPause/2, line) }, given + heedPause/2},
-		"it never stops talk": {endless, given + heedTimeout},
+		"it has begun":           {func(say func(time.Duration, nix.LogMessage)) { say(given/2, start) }, given},
+		"it begins later":        {func(say func(time.Duration, nix.LogMessage)) { say(3*given/2, start) }, 3*given/2 + heedPause},
+		"it never begins":        {func(say func(time.Duration, nix.LogMessage)) {}, heedTimeout},
+		"it has just spoken":     {func(say func(time.Duration, nix.LogMessage)) { say(given-heedPause/2, line) }, given + heedPause/2},
+		"it never stops talking": {endless, given + heedTimeout},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ended := make(chan time.Time, 1)
@@ -50,7 +50,12 @@ func TestBuildIsGivenUpWhenItsDaemonHeedsIt(t *testing.T) {
 				ctx, cancel := context.WithTimeout(w.Context(), given)
 				defer cancel()
 				asked := time.Now()
-				if err := w.build(ctx, s, nix.Discard); err != ctx.Err() {
+				log := nix.LoggerFunc(func(m nix.LogMessage) {
+					if ctx.Err() != nil {
+						w.Errorf("%+v is handed on after it was given up", m)
+					}
+				})
+				if err := w.build(ctx, s, log); err != ctx.Err() {
 					w.Errorf("build: %v", err)
 				}
 				const tolerance = 10 * time.Millisecond // delays between the two sides

@@ -52,8 +52,8 @@ func (s *Session) AddMultipleToStore(ctx context.Context, log nix.Logger, src ni
 	return s.fault(s.d.client.AddMultipleToStore(ctx, log, src, opts))
 }
 
-// BuildDerivation implements [nix.Store]. A build that is given up before it has begun
-// is ended when it has, or after a second: a daemon that is starting it could not.
+// BuildDerivation implements [nix.Store]. A build that is given up is ended within a
+// second, when its daemon heeds that.
 func (s *Session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath nix.StorePath, drv *nix.BasicDerivation, mode nix.BuildMode) (*nix.BuildResult, error) {
 	s.d.roots += len(drv.Outputs)
 	_, announced := s.d.client.(*serveClient)
