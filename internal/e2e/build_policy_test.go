@@ -70,6 +70,7 @@ func startRuled(t *testing.T, versions ...string) (*world.Proxy, []*ruled) {
 // than a program in front of the builder's daemon, and against those that stay for
 // whoever comes next.
 func TestThePolicyBoundsBuilds(t *testing.T) {
+	t.Parallel() // it mostly waits
 	proxy, all := startRuled(t, versions...)
 	for _, r := range all {
 		t.Run(r.name(), func(t *testing.T) {
@@ -110,6 +111,7 @@ func (r *ruled) testLimits(t *testing.T, proxy *world.Proxy) {
 // to end the build any more. Guards against builds that nothing bounds once the
 // connection is gone.
 func TestABuilderKeepsThePolicysLimitsItself(t *testing.T) {
+	t.Parallel() // it mostly waits
 	proxy, all := startRuled(t, testbed.Nix234)
 	for _, r := range all {
 		d := testbed.Derivation{Name: "slow-alone-" + r.name(), RequiredFeatures: []string{r.name()}, Script: "while :; do echo still at it >&2; sleep 0.5; done"}

@@ -60,6 +60,7 @@ func (w *traveller) lose(t *testing.T, d testbed.Derivation, how func()) *runnin
 // comes back in time. Guards against a laptop that changes its network and has to build
 // all over again.
 func TestALostClientsBuildIsThereWhenItComesBack(t *testing.T) {
+	t.Parallel() // it mostly waits
 	w := startTraveller(t, "1m")
 	t.Run("connection reset", func(t *testing.T) {
 		d := gated("reset")
@@ -97,6 +98,7 @@ func (w *traveller) find(t *testing.T, d testbed.Derivation) {
 // The build of a lost client that nobody asks for again ends in its time. Guards
 // against builds that run on for nobody and keep the slot.
 func TestALostClientsBuildEndsInTime(t *testing.T) {
+	t.Parallel() // it mostly waits
 	w := startTraveller(t, "5s")
 	w.lose(t, gated("left"), func() { w.relay.Reset() }).mustFail(t)
 	if n := runningBuilds(t, w.builder); n != 1 {

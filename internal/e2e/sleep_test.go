@@ -92,6 +92,7 @@ func powerCommand(what string) string {
 // sleeps again when it was idle. Guards against builds that fail since their builder
 // sleeps, against a machine that never sleeps, or does so under a build.
 func TestSleepingBuilderIsWokenForABuild(t *testing.T) {
+	t.Parallel() // it mostly waits
 	bed := testbed.ForTest(t)
 	key := bed.UserKey("alice")
 	hosts := bed.MustStart(t,
