@@ -61,9 +61,11 @@ func TestListedBalancerSaysWhereTheClientIs(t *testing.T) {
 					s.works(c)
 					s.logged("ssh login", "addr", addr, "port", "4711")
 					c.Close()
+					s.logged("ssh connection ended", "addr", addr) // who is logged in is never kept out
 					for range 4 {
 						clientOn(s.through(balancer, header(s, version, client)), s.config("nix", ssh.PublicKeys(testKey("stranger"))))
 					}
+					s.logged("ssh source is kept out", "addr", addr)
 					if _, err := clientOn(s.through(balancer, header(s, version, client)), config); err == nil {
 						s.Error("a client that is kept out came through the balancer")
 					}
