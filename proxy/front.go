@@ -194,6 +194,7 @@ type Front struct {
 	counters   frontCounters
 
 	room       *waitingRoom
+	arriving   atomic.Int64 // accepted, and neither in the room nor refused
 	principals *tally
 	memory     *budget
 	penalties  *penalties
@@ -296,6 +297,7 @@ func (f *Front) Serve(ctx context.Context, l net.Listener) error {
 			<-f.slots
 			return nil
 		}
+		f.arriving.Add(1)
 		f.wg.Go(func() { f.serveConn(ctx, conn) })
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -15,9 +16,11 @@ import (
 	"nixbastion/internal/metrics"
 )
 
-// serveConn is a connection from accept to close. It owns a slot.
+// serveConn is a connection from accept to close. It owns a slot, and is arriving.
 func (f *Front) serveConn(ctx context.Context, conn net.Conn) {
 	defer func() { <-f.slots }()
+	arrived := sync.OnceFunc(func() { f.arriving.Add(-1) })
+	defer arrived()
 	defer conn.Close()
 	c := newFrontConn(ctx, f, conn)
 	defer c.crashed()
@@ -32,6 +35,7 @@ func (f *Front) serveConn(ctx context.Context, conn net.Conn) {
 	if !c.enter() {
 		return
 	}
+	arrived()
 	if err := c.exchangeIdents(); err != nil {
 		c.loginFailed(err)
 		return

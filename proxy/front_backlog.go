@@ -3,7 +3,6 @@ package proxy
 import (
 	"context"
 	"net"
-	"runtime"
 	"time"
 )
 
@@ -34,15 +33,19 @@ func (b *backlog) pace(ctx context.Context) {
 		return
 	}
 	b.left--
-	runtime.Gosched() // who was accepted just now counts too
-	for end := time.Now().Add(backlogPause); b.f.room.half() && ctx.Err() == nil && time.Now().Before(end); {
+	for end := time.Now().Add(backlogPause); b.f.many() && ctx.Err() == nil && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
 }
 
-// half reports whether half of the room is taken.
-func (r *waitingRoom) half() bool {
+// many reports whether half of the room is taken, or will be.
+func (f *Front) many() bool {
+	return int(f.arriving.Load())+f.room.size() >= f.limits.Pending/2
+}
+
+// size is how many log in.
+func (r *waitingRoom) size() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.waiting) >= r.limits.Pending/2
+	return len(r.waiting)
 }

@@ -4,6 +4,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -37,4 +38,23 @@ func TestAllWhoWaitedDuringARestartAreLetIn(t *testing.T) {
 	}
 	s.start(l)
 	clients.Wait()
+}
+
+// Guards against connections that are taken from the queue while those before them have
+// not come as far as to be counted, on a machine that is busy.
+func TestThoseWhoArriveCountBeforeTheyLogIn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const taken = 500 * time.Millisecond
+		f := newSite(t, withLimits(Limits{Pending: 16})).front
+		f.arriving.Store(8)
+		time.AfterFunc(taken, func() { f.arriving.Store(7) })
+		began := time.Now()
+		b := &backlog{f: f, left: 2, ends: began.Add(backlogTime)}
+		for range 2 {
+			b.pace(t.Context())
+		}
+		if took := time.Since(began); took < taken || took > taken+5*time.Millisecond {
+			t.Errorf("the next was taken after %s, want %s", took, taken)
+		}
+	})
 }
