@@ -325,18 +325,51 @@ func TestDaemonThatDoesNotEnd(t *testing.T) {
 	})
 }
 
-// Guards against waiting for ever for a peer that confirms nothing.
+// Guards against waiting for ever for a peer that confirms nothing, though it lives.
 func TestConnectionIsClosedHardWhereNothingElseHelps(t *testing.T) {
-	inWorld(t, func(f *fakeBuilder, _ *target, opts *Options) { opts.EndTimeout = 3 * time.Second }, func(w *world) {
+	inWorld(t, func(f *fakeBuilder, _ *target, opts *Options) {
+		opts.EndTimeout = 3 * time.Second
+		serve := f.programs[daemonCommand]
+		f.programs[daemonCommand] = func(p *fakeProcess) uint32 {
+			f.done.Go(func() {
+				for err := error(nil); err == nil; time.Sleep(time.Second / 4) {
+					_, err = p.Stderr().Write([]byte("still here\n"))
+				}
+			})
+			return serve(p)
+		}
+	}, func(w *world) {
 		s := w.get()
-		w.fake.conn().freeze()
+		w.fake.conn().in.freeze() // it hears nothing
 		started := time.Now()
 		err := s.End(w.Context())
 		if !errors.Is(err, ErrNotSeenToEnd) || !strings.Contains(err.Error(), "connection lost") {
 			w.Errorf("end: %v", err)
 		}
-		if d := time.Since(started); d > 5*time.Second {
+		if d := time.Since(started); d > 6*time.Second {
 			w.Errorf("gave up after %s", d)
+		}
+	})
+}
+
+// Guards against builds that are lost because another session's end is not confirmed
+// while the line is dead for a moment.
+func TestSilentConnectionOutlivesTheEndOfASession(t *testing.T) {
+	inWorld(t, func(_ *fakeBuilder, _ *target, opts *Options) { opts.EndTimeout = 3 * time.Second }, func(w *world) {
+		s, other := w.get(), w.get()
+		if s.d.process.(*remoteProcess).conn != other.d.process.(*remoteProcess).conn {
+			w.Fatal("want one connection")
+		}
+		w.fake.conn().pause()
+		s.Close()
+		time.Sleep(30 * time.Second)
+		w.fake.conn().resume()
+		if _, err := other.QueryValidPaths(w.Context(), nil, false); err != nil {
+			w.Errorf("the other session: %v", err)
+		}
+		synctest.Wait()
+		if !isClosed(s.d.process.gone()) {
+			w.Error("the session is not gone")
 		}
 	})
 }

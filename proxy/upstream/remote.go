@@ -166,12 +166,9 @@ func (p *remoteProcess) supervise() {
 // closed. It reports whether it was closed because we asked for it before the
 // program ended.
 func (p *remoteProcess) hangUp() (asked bool) {
-	limit := p.conn.builder.pool.opts.EndTimeout
-	hard := time.AfterFunc(limit+closeGrace, func() {
-		p.conn.abort(errors.New("a session did not end after its input had ended"))
-	})
-	defer hard.Stop()
-	p.conn.builder.pool.running.Go(func() {
+	run, limit := p.conn.builder.pool.running.Go, p.conn.builder.pool.opts.EndTimeout
+	run(func() { p.insist(limit) })
+	run(func() {
 		io.Copy(io.Discard, p.output()) // or what it still has to say would keep it from ending
 	})
 	if !p.endInput() {
@@ -190,6 +187,37 @@ func (p *remoteProcess) hangUp() (asked bool) {
 	}
 	<-p.closed
 	return asked
+}
+
+// insist closes the whole connection when the channel is still open after limit, at
+// which it is asked for at the latest, unless nothing arrives on the connection at all.
+// A builder that is silent has not been told, and keep-alive decides how long it is
+// waited for, with all that runs there.
+func (p *remoteProcess) insist(limit time.Duration) {
+	wait := func(d time.Duration) (closed bool) {
+		select {
+		case <-p.closed:
+			return true
+		case <-time.After(d):
+			return false
+		}
+	}
+	if wait(limit) {
+		return
+	}
+	received := &p.conn.link.net.received
+	before := received.Load()
+	p.conn.askOnce()
+	for {
+		silent := received.Load() == before
+		if wait(closeGrace) {
+			return
+		}
+		if !silent {
+			p.conn.abort(errors.New("a session did not end after its input had ended"))
+			return
+		}
+	}
 }
 
 // endInput ends the program's standard input, unless somebody is stuck in

@@ -68,8 +68,9 @@ func (s *Session) leave() {
 
 // End ends the session and waits until it was seen that nothing of it runs on
 // the builder. If that does not happen in Options.EndTimeout, the channel is
-// closed, and the whole connection where that does not help; the error then is
-// [ErrNotSeenToEnd], as it is when ctx ends before.
+// closed, and the whole connection where that does not help and the builder is not
+// silent altogether; the error then is [ErrNotSeenToEnd], as it is when ctx ends
+// before.
 func (s *Session) End(ctx context.Context) error {
 	if s.over.Swap(true) {
 		return nil
