@@ -352,6 +352,23 @@ func TestConnectionIsClosedHardWhereNothingElseHelps(t *testing.T) {
 	})
 }
 
+// Guards against a client who waits for keep-alive to give up a build that was ended.
+func TestCancelledOperationOfASilentBuilderReturns(t *testing.T) {
+	inWorld(t, func(_ *fakeBuilder, _ *target, opts *Options) { opts.EndTimeout = 3 * time.Second }, func(w *world) {
+		s := w.get()
+		w.fake.conn().pause()
+		ctx, cancel := context.WithTimeout(w.Context(), time.Second)
+		defer cancel()
+		started := time.Now()
+		if err := w.build(ctx, s, nix.Discard); err != ctx.Err() {
+			w.Errorf("build: %v", err)
+		}
+		if d := time.Since(started); d > 6*time.Second {
+			w.Errorf("returned after %s", d)
+		}
+	})
+}
+
 // Guards against builds that are lost because another session's end is not confirmed
 // while the line is dead for a moment.
 func TestSilentConnectionOutlivesTheEndOfASession(t *testing.T) {

@@ -60,7 +60,7 @@ func (s *Session) BuildDerivation(ctx context.Context, log nix.Logger, drvPath n
 	later, log, stop := heeding(ctx, log, announced)
 	defer stop()
 	result, err := s.d.client.BuildDerivation(later, log, drvPath, drv, mode)
-	if errors.Is(err, context.Canceled) {
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = ctx.Err()
 	}
 	return result, s.fault(err)

@@ -48,6 +48,9 @@ type remoteProcess struct {
 	// what it said instead.
 	shaken atomic.Bool
 
+	// waiting counts reads and writes of the user that have not returned.
+	waiting atomic.Int32
+
 	// deaf says that the builder does not answer on the channel.
 	deaf atomic.Bool
 
@@ -110,6 +113,8 @@ func (p *remoteProcess) serveRequests(requests <-chan *ssh.Request) {
 
 // Read reads standard output. What arrives after Close is lost.
 func (p *remoteProcess) Read(b []byte) (int, error) {
+	p.waiting.Add(1)
+	defer p.waiting.Add(-1)
 	n, err := p.parked.read(p.output(), b)
 	if isClosed(p.closing) {
 		return 0, errProcessClosed // bytes before these may be missing
@@ -130,6 +135,8 @@ func (o output) Read(b []byte) (int, error) {
 
 // Write writes to standard input.
 func (p *remoteProcess) Write(b []byte) (int, error) {
+	p.waiting.Add(1)
+	defer p.waiting.Add(-1)
 	select {
 	case p.writing <- struct{}{}:
 	case <-p.closing:
@@ -189,10 +196,10 @@ func (p *remoteProcess) hangUp() (asked bool) {
 	return asked
 }
 
-// insist closes the whole connection when the channel is still open after limit, at
-// which it is asked for at the latest, unless nothing arrives on the connection at all.
-// A builder that is silent has not been told, and keep-alive decides how long it is
-// waited for, with all that runs there.
+// insist closes the whole connection when the channel is still open after limit, by
+// when its end was asked for. Where nothing arrives on the connection at all, the
+// builder may not have heard that, and keep-alive decides how long it is waited for,
+// with all that runs there; but not while somebody is stuck in an operation.
 func (p *remoteProcess) insist(limit time.Duration) {
 	wait := func(d time.Duration) (closed bool) {
 		select {
@@ -213,7 +220,7 @@ func (p *remoteProcess) insist(limit time.Duration) {
 		if wait(closeGrace) {
 			return
 		}
-		if !silent {
+		if !silent || p.shaken.Load() && p.waiting.Load() > 0 {
 			p.conn.abort(errors.New("a session did not end after its input had ended"))
 			return
 		}

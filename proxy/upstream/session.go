@@ -18,8 +18,8 @@ import (
 // uploads, builds and names as a temporary root is kept from the builder's
 // garbage collector until the session ends, and may be at any time after Release.
 //
-// The end of an operation's context ends the session: the builder is told at
-// once, and the operation returns when it has obeyed, or after
+// The end of an operation's context ends the session: the builder is told at once,
+// of a build within a second, and the operation returns when it has obeyed, or after
 // Options.EndTimeout.
 type Session struct {
 	d *daemon
@@ -68,7 +68,7 @@ func (s *Session) leave() {
 
 // End ends the session and waits until it was seen that nothing of it runs on
 // the builder. If that does not happen in Options.EndTimeout, the channel is
-// closed, and the whole connection where that does not help and the builder is not
+// closed, and the whole connection where that does not help, unless the builder is
 // silent altogether; the error then is [ErrNotSeenToEnd], as it is when ctx ends
 // before.
 func (s *Session) End(ctx context.Context) error {
