@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -36,9 +37,9 @@ type giveUp struct {
 	// announced says that the activity of the build comes from us.
 	announced bool
 	asked     time.Time
-	begun     chan struct{} // closed when the build has begun
-	told      atomic.Bool   // begun is closed
-	heard     atomic.Int64  // when something was said last, in ns since 1970
+	begun     chan struct{} // closed by once when the build has begun
+	once      sync.Once
+	heard     atomic.Int64 // when something was said last, in ns since 1970
 }
 
 // heeding returns the context and the logger for an operation that builds. Call stop
@@ -79,8 +80,8 @@ func (g *giveUp) await(answered context.Context) {
 // Log implements [nix.Logger].
 func (g *giveUp) Log(m nix.LogMessage) {
 	g.heard.Store(time.Now().UnixNano())
-	if g.begins(m) && !g.told.Swap(true) {
-		close(g.begun)
+	if g.begins(m) {
+		g.once.Do(func() { close(g.begun) })
 	}
 	if g.given.Err() == nil {
 		g.log.Log(m)
