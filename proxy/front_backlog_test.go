@@ -58,3 +58,15 @@ func TestThoseWhoArriveCountBeforeTheyLogIn(t *testing.T) {
 		}
 	})
 }
+
+// Guards against counting twice who logs in: half as many would be let in at a time.
+func TestWhoLogsInDoesNotArriveAnyMore(t *testing.T) {
+	inMemory(t, nil, func(s *site) {
+		conn := s.socketFrom("10.9.0.1")
+		s.settle(nil)
+		if arriving, waiting := s.front.arriving.Load(), s.front.room.size(); arriving != 0 || waiting != 1 {
+			s.Errorf("%d arrive and %d log in", arriving, waiting)
+		}
+		conn.Close()
+	})
+}
